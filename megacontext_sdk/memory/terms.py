@@ -1,0 +1,53 @@
+"""Query terms of a text, and where long messages are cut for the lexical index.
+
+Knows nothing about scores or SQLite; stemming is done by the index's own tokenizer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import unicodedata
+
+from megacontext_sdk.memory.lod import BLOCK_SIZE, Span
+
+__all__ = ["MAX_TERMS", "PIECE_TOKENS", "piece_bounds", "query_terms"]
+
+MAX_TERMS = 96
+"""Distinct terms of one query; a longer turn counts by its beginning and its end."""
+
+PIECE_TOKENS = 128
+"""Messages longer than this are indexed in pieces of about this length."""
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+def query_terms(text: str, limit: int = MAX_TERMS) -> tuple[str, ...]:
+    """Return the distinct words of a text, case folded, in order of first appearance.
+
+    Words are runs of letters and digits, the same runs the index's tokenizer sees; so no operator
+    or quote of the full-text query language can reach it. Of more than `limit` words the first and
+    the last halves stay, where questions usually stand.
+    """
+    folded = unicodedata.normalize("NFC", text).lower()
+    words = tuple(dict.fromkeys(_WORD.findall(folded)))
+    if len(words) <= limit:
+        return words
+    half = limit // 2
+    return words[: limit - half] + words[len(words) - half :]
+
+
+def piece_bounds(start: int, end: int) -> list[Span]:
+    """Cut the token span of a message into pieces of about 128 tokens at block boundaries.
+
+    A message of at most 128 tokens stays whole. No piece is shorter than a block, except of a
+    message that is.
+    """
+    if end - start <= PIECE_TOKENS:
+        return [Span(start, end)]
+    first = -(-start // BLOCK_SIZE) * BLOCK_SIZE
+    cuts = [cut for cut in range(first, end, PIECE_TOKENS) if cut - start >= BLOCK_SIZE]
+    if cuts and end - cuts[-1] < BLOCK_SIZE:
+        cuts.pop()
+    edges = [start, *cuts, end]
+    return [Span(a, b) for a, b in itertools.pairwise(edges)]
