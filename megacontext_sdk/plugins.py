@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, cast
 
 from megacontext_sdk import builtin
+from megacontext_sdk.errors import PluginLoadError
 from megacontext_sdk.loader import Loader, allowed_names, call, explicit, installed, switch
 from megacontext_sdk.records import ModelAdapterSpec, RuntimeContext, RuntimeSpec
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from megacontext_sdk.catalogue import Catalogue, Failure, Provider
     from megacontext_sdk.contracts.model import ModelInfo
+    from megacontext_sdk.contracts.telemetry import TelemetrySink
+    from megacontext_sdk.events import Telemetry
     from megacontext_sdk.records import GenerateRequest
     from megacontext_sdk.session import MemorySession
 
@@ -123,6 +126,24 @@ class Plugins:
         factory = provider.load()
         options = provider.spec.options if isinstance(provider.spec, ModelAdapterSpec) else {}
         return lambda: factory(argument, **options)
+
+    def telemetry(self, sinks: Iterable[str | TelemetrySink]) -> Telemetry:
+        """Open sinks, given as objects, `"name"` or `"name:argument"`, and fan out to them.
+
+        Raises:
+            UnknownProviderError, DuplicateProviderError, PluginLoadError: as `resolve`.
+        """
+        from megacontext_sdk.events import Telemetry
+
+        opened = [self._sink(sink) if isinstance(sink, str) else sink for sink in sinks]
+        return Telemetry(opened)
+
+    def _sink(self, text: str) -> TelemetrySink:
+        name, colon, argument = text.partition(":")
+        provider = self.find("sink", name)
+        factory = provider.load()
+        with provider.guard(PluginLoadError):
+            return cast("TelemetrySink", factory(argument) if colon else factory())
 
     def choose_runtime(self, info: ModelInfo) -> str:
         """Return the name of the loop for `runtime="auto"`.

@@ -51,7 +51,8 @@ def _check_name(record: ProviderSpec, field: attrs.Attribute[str], value: object
 
 
 def _check_factory(record: ProviderSpec, field: attrs.Attribute[Factory], value: Factory) -> None:
-    if callable(value) or (isinstance(value, str) and _IMPORT_STRING.fullmatch(value)):
+    fits = _IMPORT_STRING.fullmatch(value) if isinstance(value, str) else callable(value)
+    if fits:
         return
     raise ConfigError(
         f"{type(record).__name__} {record.name!r} has the {field.name} {value!r}; give an import "
@@ -153,7 +154,10 @@ class RuntimeSpec(ProviderSpec):
 
 @attrs.frozen
 class SinkSpec(ProviderSpec):
-    """A `TelemetrySink`; the factory is called without arguments, once per session."""
+    """A `TelemetrySink`; the factory is called once per session.
+
+    Its argument is what follows the colon of `sinks=("jsonl:trace.jsonl",)`, if there is one.
+    """
 
 
 @attrs.frozen

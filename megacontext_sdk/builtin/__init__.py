@@ -104,6 +104,7 @@ def megacontext_telemetry_sinks() -> Iterator[SinkSpec]:
     """Offer sinks that stay on this machine."""
     yield SinkSpec("logging", f"{_HERE}.sinks:LoggingSink", "One debug line per event")
     yield SinkSpec("memory", f"{_HERE}.sinks:InMemorySink", "A list of the newest events")
+    yield SinkSpec("jsonl", f"{_HERE}.sinks:JsonLinesSink", "A file: jsonl:<path>")
 
 
 @hookimpl(trylast=True)
