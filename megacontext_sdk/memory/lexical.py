@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from megacontext_sdk.contracts.arrays import Indices
+    from megacontext_sdk.memory.terms import Term
 
 __all__ = ["LexicalIndex", "LexicalRow"]
 
@@ -89,7 +90,7 @@ class LexicalRow:
 class _Postings:
     """Rows that hold a term, newest first, and in how many rows it stands altogether."""
 
-    term: str
+    term: Term
     rows: Indices
     n_with_term: float
     is_complete: bool
@@ -163,9 +164,9 @@ class LexicalIndex:
             query: a text, or words with weights.
             k: how many rows at most.
         """
-        weights = query if isinstance(query, Mapping) else dict.fromkeys(query_terms(query), 1.0)
-        clean = {term: weight for key, weight in weights.items() for term in query_terms(key)}
-        return self._rank(clean, k, POSTINGS_PER_TURN, n_rows=self._n_rows, is_smoothed=False)
+        words = query if isinstance(query, Mapping) else {query: 1.0}
+        weights = {term: weight for word, weight in words.items() for term in query_terms(word)}
+        return self._rank(weights, k, POSTINGS_PER_TURN, n_rows=self._n_rows, is_smoothed=False)
 
     def query(
         self,
@@ -349,7 +350,7 @@ class LexicalIndex:
 
     def _rank(
         self,
-        weights: Mapping[str, float],
+        weights: Mapping[Term, float],
         limit: int,
         budget: int,
         *,
@@ -378,7 +379,7 @@ class LexicalIndex:
         return _hits(np.array(found, np.int64).reshape(-1, 2), scores[kept])
 
     def _rarest_first(
-        self, db: sqlite3.Connection, terms: Sequence[str], n_rows: int, budget: int
+        self, db: sqlite3.Connection, terms: Sequence[Term], n_rows: int, budget: int
     ) -> Iterator[_Postings]:
         """Yield the posting lists of terms that say something, rarest first, within a budget."""
         common = max(COMMON_SHARE * n_rows, COMMON_FLOOR)
@@ -393,12 +394,12 @@ class LexicalIndex:
             yield full
 
     @staticmethod
-    def _postings(db: sqlite3.Connection, term: str, n_rows: int, limit: int) -> _Postings:
+    def _postings(db: sqlite3.Connection, term: Term, n_rows: int, limit: int) -> _Postings:
         """Read the newest rows of a term; of a common one, estimate in how many rows it stands."""
         found = db.execute(
             "SELECT rowid FROM terms WHERE terms MATCH ? AND rowid <= ?"
             " ORDER BY rowid DESC LIMIT ?",
-            (f'"{term}"', n_rows, limit + 1),
+            (" OR ".join(f'"{form}"' for form in term), n_rows, limit + 1),
         ).fetchall()
         rows = np.array(found[:limit], np.int64).reshape(-1)
         if len(found) <= limit:

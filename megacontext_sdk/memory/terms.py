@@ -8,10 +8,12 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
+from typing import TypeAlias
 
+from megacontext_sdk.memory.english import IRREGULAR_FORMS, STOP_WORDS
 from megacontext_sdk.memory.lod import BLOCK_SIZE, Span
 
-__all__ = ["MAX_TERMS", "PIECE_TOKENS", "piece_bounds", "query_terms"]
+__all__ = ["MAX_TERMS", "PIECE_TOKENS", "Term", "piece_bounds", "query_terms"]
 
 MAX_TERMS = 96
 """Distinct terms of one query; a longer turn counts by its beginning and its end."""
@@ -21,20 +23,35 @@ PIECE_TOKENS = 128
 
 _WORD = re.compile(r"[^\W_]+")
 
+_FORMS = {form: forms for forms in IRREGULAR_FORMS for form in forms}
 
-def query_terms(text: str, limit: int = MAX_TERMS) -> tuple[str, ...]:
-    """Return the distinct words of a text, case folded, in order of first appearance.
+Term: TypeAlias = tuple[str, ...]
+"""Forms of one word."""
 
-    Words are runs of letters and digits, the same runs the index's tokenizer sees; so no operator
-    or quote of the full-text query language can reach it. Of more than `limit` words the first and
-    the last halves stay, where questions usually stand.
+
+def query_terms(text: str, limit: int = MAX_TERMS) -> tuple[Term, ...]:
+    """Return the distinct words of a text that mean something, in order of first appearance.
+
+    Words are case-folded runs of letters and digits, the same runs the index's tokenizer sees; so
+    no operator or quote of the full-text query language can reach it. Words without content are
+    left out unless there are no others. Of more than `limit` words the first and the last halves
+    stay, where questions usually stand.
+
+    Returns:
+        One tuple per word: its forms, any of which matches.
+
+    Example:
+        >>> query_terms('Where did Anna "go" NEAR Oslo?')
+        (('anna',), ('go', 'goes', 'went', 'gone'), ('near',), ('oslo',))
     """
     folded = unicodedata.normalize("NFC", text).lower()
     words = tuple(dict.fromkeys(_WORD.findall(folded)))
-    if len(words) <= limit:
-        return words
+    words = tuple(word for word in words if word not in STOP_WORDS) or words
+    terms = tuple(dict.fromkeys(_FORMS.get(word, (word,)) for word in words))
+    if len(terms) <= limit:
+        return terms
     half = limit // 2
-    return words[: limit - half] + words[len(words) - half :]
+    return terms[: limit - half] + terms[len(terms) - half :]
 
 
 def piece_bounds(start: int, end: int) -> list[Span]:
