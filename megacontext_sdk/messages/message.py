@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
+import numpy as np
 
 from megacontext_sdk.memory.lod import Span
 from megacontext_sdk.messages.body import decode_body
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from megacontext_sdk.messages.body import MessageBody
@@ -91,9 +92,9 @@ def load_messages(
         CorruptError: a damaged body.
     """
     end = stop
-    while stop > start and end < journal.n_messages and _continues(journal, end):
+    while stop > start and end < journal.n_messages and not _begins(journal, end):
         end += 1
-    while start < end and _continues(journal, start):
+    while start < end and not _begins(journal, start):
         start += 1
     bodies = journal.bodies(range(start, end))
     return merge_parts(start, journal.messages(start, end), bodies, text_of)
@@ -117,21 +118,16 @@ def merge_parts(
     Raises:
         CorruptError: a damaged body.
     """
-    decoded = [decode_body(raw, f"body of message {first + i}") for i, raw in enumerate(bodies)]
+    numbers = np.flatnonzero(rows["role"] != SETTING)
+    kept = rows[numbers]
+    decoded = [decode_body(bodies[i], f"body of message {first + i}") for i in numbers.tolist()]
+    edges = [*np.flatnonzero((kept["flags"] & CONTINUES) == 0).tolist(), len(kept)]
+    if len(kept) and edges[0] > 0:
+        edges.insert(0, 0)
     return [
-        _message(first + at, rows[at:end], decoded[at:end], text_of)
-        for at, end in _groups(rows)
-        if rows[at]["role"] < SETTING
+        _message(first + int(numbers[at]), kept[at:end], decoded[at:end], text_of)
+        for at, end in pairwise(edges)
     ]
-
-
-def _groups(rows: NDArray[np.void]) -> Iterator[tuple[int, int]]:
-    """Yield `[at, end)` of each message: a row, and those that continue it."""
-    at = 0
-    for number in range(1, len(rows) + 1):
-        if number == len(rows) or not rows[number]["flags"] & CONTINUES:
-            yield at, number
-            at = number
 
 
 def _message(
@@ -174,5 +170,7 @@ def _texts(
         yield text_of(Span(start, end))
 
 
-def _continues(journal: MessageReader, number: int) -> bool:
-    return bool(journal.messages(number, number + 1)[0]["flags"] & CONTINUES)
+def _begins(journal: MessageReader, number: int) -> bool:
+    """Tell whether a row begins a message; a setting may stand between the parts of one."""
+    row = journal.messages(number, number + 1)[0]
+    return row["role"] != SETTING and not row["flags"] & CONTINUES

@@ -18,7 +18,8 @@ LAB_BASE = SHARED / "models" / "lab-base"
 
 CHATML = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 INST = (
@@ -37,7 +38,8 @@ FOLDING = (
 )
 ENDING = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
-    "{% if not loop.last or add_generation_prompt %}<|end|>{% else %}<|stop|>{% endif %}{% endfor %}"
+    "{% if not loop.last or add_generation_prompt %}<|end|>{% else %}<|stop|>{% endif %}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 REVERSED = "{% for m in messages | reverse %}{{ m['content'] }};{% endfor %}"

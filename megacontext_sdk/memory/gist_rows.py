@@ -1,0 +1,155 @@
+"""How a gist becomes a stored row and back, and the bounded cache of decoded rows in memory.
+
+A row is S*d little-endian numbers of the gist type, then A float32 numbers of `aux`. Backends see
+bytes only, so content is equal on all of them. Nothing here knows what a gist means.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+import numpy as np
+
+from megacontext_sdk.contracts.gist import Gists
+from megacontext_sdk.errors import ConfigError, CorruptError
+
+if TYPE_CHECKING:
+    from megacontext_sdk.contracts.arrays import Bytes2D, Floats, Indices
+
+__all__ = ["GIST_DTYPES", "GistCache", "RowCodec"]
+
+GIST_DTYPES = ("f2", "f4")
+_MAX_ROW_BYTES = 64 * 2**10
+
+
+@attrs.frozen
+class RowCodec:
+    """Fixed layout of the gist rows of one encoder version.
+
+    Attributes:
+        slots: S.
+        width: d.
+        aux: A.
+        dtype: "f2" or "f4".
+
+    Raises:
+        ConfigError: an unknown type, or a row above 64 KiB.
+    """
+
+    slots: int
+    width: int
+    aux: int
+    dtype: str = attrs.field(default="f2")
+
+    def __attrs_post_init__(self) -> None:
+        if self.dtype not in GIST_DTYPES:
+            message = f"gist_dtype {self.dtype!r:.40} is unknown; use one of {GIST_DTYPES}"
+            raise ConfigError(message, field="gist_dtype", value=self.dtype)
+        if self.row_bytes > _MAX_ROW_BYTES:
+            message = (
+                f"a gist row of {self.row_bytes:,} bytes is above the limit of "
+                f"{_MAX_ROW_BYTES:,}; use fewer gist_slots or gist_dtype='f2'"
+            )
+            raise ConfigError(message, field="gist_slots", value=self.slots)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self._vector_bytes + 4 * self.aux
+
+    @property
+    def _vector_bytes(self) -> int:
+        return self.slots * self.width * np.dtype(self.dtype).itemsize
+
+    def encode(self, gists: Gists) -> Bytes2D:
+        """Return uint8[n, row_bytes]. A number too large for the type becomes infinite."""
+        n = len(gists.rows)
+        raw = np.empty((n, self.row_bytes), np.uint8)
+        with np.errstate(over="ignore"):
+            vectors = gists.rows.reshape(n, -1).astype(f"<{self.dtype}")
+        raw[:, : self._vector_bytes] = vectors.view(np.uint8)
+        if self.aux:
+            raw[:, self._vector_bytes :] = np.ascontiguousarray(gists.aux, "<f4").view(np.uint8)
+        return raw
+
+    def decode(self, raw: Bytes2D) -> Gists:
+        """Return the gists of uint8[n, row_bytes].
+
+        Raises:
+            CorruptError: rows of another size.
+        """
+        if raw.shape[1:] != (self.row_bytes,):
+            message = f"a gist row has {raw.shape[1:]} bytes instead of {self.row_bytes}"
+            raise CorruptError(message, where="gist rows", offset=None, have_seq=None)
+        cut = self._vector_bytes
+        vectors = np.ascontiguousarray(raw[:, :cut]).view(f"<{self.dtype}").astype(np.float32)
+        aux = np.ascontiguousarray(raw[:, cut:]).view("<f4").astype(np.float32)
+        shape = (len(raw), self.slots, self.width)
+        return Gists(rows=vectors.reshape(shape), aux=aux.reshape(len(raw), self.aux))
+
+    @staticmethod
+    def is_finite(gists: Gists) -> bool:
+        """Tell whether every number of the gists is finite."""
+        return bool(np.isfinite(gists.rows).all() and np.isfinite(gists.aux).all())
+
+
+class GistCache:
+    """Decoded gist rows of the nodes read last; its size is fixed, so memory stays flat.
+
+    Args:
+        capacity: rows to hold, at least 1.
+        slots, width: S and d.
+    """
+
+    def __init__(self, capacity: int, slots: int, width: int) -> None:
+        self._capacity = max(1, capacity)
+        self._pool = np.empty((min(self._capacity, 64), slots, width), np.float32)
+        self._slots: dict[tuple[int, int], int] = {}  # oldest use first
+        self.hits = 0
+        self.misses = 0
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._slots.clear()
+
+    def read(self, lod: int, indices: Indices) -> tuple[Floats, Indices]:
+        """Return rows float32[n, S, d] and the places int64[m] whose rows are not here."""
+        slots = np.empty(len(indices), np.int64)
+        for place, index in enumerate(indices.tolist()):
+            slot = self._slots.pop((lod, index), -1)
+            if slot >= 0:
+                self._slots[lod, index] = slot  # now the newest
+            slots[place] = slot
+        missing = np.flatnonzero(slots < 0)
+        self.hits += len(indices) - len(missing)
+        self.misses += len(missing)
+        return self._pool[slots], missing
+
+    def write(self, lod: int, indices: Indices, rows: Floats) -> None:
+        """Keep rows float32[n, S, d], dropping those used longest ago."""
+        for index, row in zip(
+            indices[-self._capacity :].tolist(), rows[-self._capacity :], strict=True
+        ):
+            self._pool[self._claim((lod, index))] = row
+
+    def _claim(self, key: tuple[int, int]) -> int:
+        slot = self._slots.pop(key, -1)
+        if slot < 0:
+            slot = len(self._slots)
+            if slot >= self._capacity:
+                slot = self._slots.pop(next(iter(self._slots)))
+            elif slot >= len(self._pool):
+                self._grow()
+        self._slots[key] = slot
+        return slot
+
+    def _grow(self) -> None:
+        """Double the pool, so that a small memory does not pay for a large cache."""
+        larger = min(self._capacity, 2 * len(self._pool))
+        pool = np.empty((larger, *self._pool.shape[1:]), np.float32)
+        pool[: len(self._pool)] = self._pool
+        self._pool = pool
