@@ -319,8 +319,7 @@ class Telemetry:
 
     def __init__(self, sinks: Iterable[TelemetrySink] = ()) -> None:
         self._sinks = tuple(sinks)
-        self._failures = dict.fromkeys(range(len(self._sinks)), 0)
-        self._dropped: set[int] = set()
+        self._failures = [0] * len(self._sinks)
         self._cache()
 
     @property
@@ -330,11 +329,16 @@ class Telemetry:
 
     def emit(self, event: Event) -> None:
         """Give the event to every sink."""
+        dropped: list[str] = []
         for number, emit in self._emits:
             try:
                 emit(event)
             except Exception as error:  # noqa: BLE001 - a sink may never disturb a session
-                self._count(number, error, event)
+                dropped += self._count(number, error)
+        if dropped:
+            self._cache()
+            for name in dropped:
+                self.emit(_dropped(name, event))
 
     def close(self) -> None:
         """Close all sinks, dropped ones included; idempotent as they are."""
@@ -346,25 +350,24 @@ class Telemetry:
 
     def _cache(self) -> None:
         # Bound methods are looked up once: a cached call costs 0.1 µs.
-        live = (n for n in range(len(self._sinks)) if n not in self._dropped)
+        live = (n for n, failures in enumerate(self._failures) if failures < MAX_SINK_FAILURES)
         self._emits = tuple((number, self._sinks[number].emit) for number in live)
 
-    def _count(self, number: int, error: Exception, event: Event) -> None:
+    def _count(self, number: int, error: Exception) -> list[str]:
+        """Count a failure; return the sink's name if that was one too many."""
         name = self._sinks[number].name
         self._failures[number] += 1
         _log.warning("sink %s: %s in emit", name, type(error).__name__)
         _log.debug("traceback of sink %s", name, exc_info=error)
-        if self._failures[number] < MAX_SINK_FAILURES or number in self._dropped:
-            return
-        self._dropped.add(number)
-        self._cache()
-        self.emit(
-            FallbackEvent(
-                step=event.step,
-                epoch=event.epoch,
-                role="sink",
-                wanted=name,
-                used="none",
-                reason=f"dropped after {MAX_SINK_FAILURES} exceptions",
-            )
-        )
+        return [name] if self._failures[number] == MAX_SINK_FAILURES else []
+
+
+def _dropped(name: str, event: Event) -> FallbackEvent:
+    return FallbackEvent(
+        step=event.step,
+        epoch=event.epoch,
+        role="sink",
+        wanted=name,
+        used="none",
+        reason=f"dropped after {MAX_SINK_FAILURES} exceptions",
+    )
