@@ -55,6 +55,9 @@ COMMON_FLOOR = 16
 RECENT_WEIGHT = 0.5
 """Weight of terms that stand only in the recently generated text."""
 
+LOCK_SECONDS = 0.25
+"""How long to wait for another process that holds the file before going on without it."""
+
 _DAMAGE = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 """Primary error codes that mean the file itself is no good, not the disk or a lock."""
 
@@ -224,7 +227,7 @@ class LexicalIndex:
             ":memory:" if self._path is None else self._path,
             isolation_level=None,
             check_same_thread=False,
-            timeout=1.0,
+            timeout=LOCK_SECONDS,
         )
         # A view that can be built again needs no fsync; the rollback journal still makes a
         # transaction whole when the process is killed in the middle of it.
@@ -273,6 +276,8 @@ class LexicalIndex:
                 return fallback
             try:
                 return action(self._db)
+            except sqlite3.ProgrammingError:
+                raise
             except sqlite3.Error as error:
                 self._recover(error)
                 return fallback
@@ -384,14 +389,16 @@ class LexicalIndex:
         """Yield the posting lists of terms that say something, rarest first, within a budget."""
         common = max(COMMON_SHARE * n_rows, COMMON_FLOOR)
         probes = [self._postings(db, term, n_rows, PROBE) for term in terms]
-        rare = [p for p in probes if len(p.rows) and p.n_with_term <= common]
-        for probe in sorted(rare, key=lambda p: (p.n_with_term, p.term)):
+        # An estimate may be off by half; what is close to the limit is read and counted.
+        likely = [p for p in probes if len(p.rows) and p.n_with_term <= 2 * common]
+        for probe in sorted(likely, key=lambda p: (p.n_with_term, p.term)):
             if budget <= 0:
                 return
             wanted = min(budget, int(common) + 1)
             full = probe if probe.is_complete else self._postings(db, probe.term, n_rows, wanted)
             budget -= len(full.rows)
-            yield full
+            if full.n_with_term <= common:
+                yield full
 
     @staticmethod
     def _postings(db: sqlite3.Connection, term: Term, n_rows: int, limit: int) -> _Postings:

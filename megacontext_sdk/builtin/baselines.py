@@ -1,0 +1,73 @@
+"""Policies to compare with: chance, shared words alone, similarity alone.
+
+They are floors for benchmarks and labels, not choices for a session that should remember.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from megacontext_sdk.builtin.heuristic import HeuristicFocus, HeuristicWeights
+from megacontext_sdk.builtin.threshold import candidates, focus_scores
+from megacontext_sdk.contracts.focus import FocusPolicy
+
+if TYPE_CHECKING:
+    from megacontext_sdk.contracts.arrays import Floats, Nodes
+    from megacontext_sdk.contracts.focus import FocusView
+
+__all__ = ["Bm25Focus", "CosineFocus", "RandomFocus"]
+
+_NO_BLOCKS = np.empty(0, np.int64)
+
+
+class Bm25Focus(HeuristicFocus):
+    """Words shared with the query decide alone; reveals what they hit."""
+
+    name = "bm25"
+
+    def __init__(self) -> None:
+        super().__init__(
+            HeuristicWeights(lexical=1.0, cosine=0.0, recency=0.0, stickiness=0.0, precision=0.0)
+        )
+
+
+class CosineFocus(HeuristicFocus):
+    """Similarity of gist and query decides alone; sees only what entries show, reveals nothing."""
+
+    name = "cosine"
+
+    def __init__(self) -> None:
+        super().__init__(
+            HeuristicWeights(lexical=0.0, cosine=1.0, recency=0.0, stickiness=0.0, precision=0.0)
+        )
+
+
+class RandomFocus(FocusPolicy):
+    """Gives every node a fixed number drawn by lot; stable over iterations and platforms.
+
+    Args:
+        seed: another seed, another lot.
+    """
+
+    name = "random"
+
+    def __init__(self, seed: int = 0) -> None:
+        self._seed = np.uint64(seed)
+
+    def score(self, view: FocusView) -> Floats:
+        """Return float32[E]: chance, with zero where the budget is full."""
+        entries = view.entries
+        node = entries.lod.astype(np.uint64) << np.uint64(56) | entries.index.astype(np.uint64)
+        found = candidates(entries, _NO_BLOCKS)
+        utility = _mix(node + self._seed * np.uint64(0x9E3779B97F4A7C15)) / 2.0**64
+        return focus_scores(found, utility, entries, view.budget)
+
+
+def _mix(x: Nodes) -> Nodes:
+    """Scramble 64-bit numbers (the finaliser of splitmix64)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: Nodes = x ^ (x >> np.uint64(31))
+    return mixed
