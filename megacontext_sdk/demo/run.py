@@ -1,0 +1,259 @@
+"""The demo itself: take in a long history, ask about it, measure. It prints nothing.
+
+`run_demo` yields what happened as it happens; whoever runs it shows that. Every figure comes from
+the session's own receipts, replies and statistics.
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import attrs
+
+from megacontext_sdk.demo.facts import is_correct, make_facts
+from megacontext_sdk.demo.history import build_history
+from megacontext_sdk.demo.texts import open_library
+from megacontext_sdk.session import MemorySession
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from megacontext_sdk.demo.facts import Fact
+    from megacontext_sdk.demo.history import Item
+    from megacontext_sdk.memory.lod import Span
+    from megacontext_sdk.results import Reply
+
+__all__ = ["Answer", "Began", "DemoSettings", "Progress", "Summary", "run_demo"]
+
+_BATCH_MESSAGES = 64
+_ANSWER_TOKENS = 12
+_STORY_PROMPT = "Once upon a time there was a little girl who lived near the forest. Tell me more."
+_STORY_TOKENS = 64
+
+
+@attrs.frozen(kw_only=True)
+class DemoSettings:
+    """What to run.
+
+    Attributes:
+        path: where to keep the memory; None uses a temporary folder.
+        model, storage: providers.
+        n_tokens: length of the history.
+        n_facts, n_questions: facts told, and how many of them are asked for.
+        w_max: rows of the window.
+        seed: fixes facts, depths, order of texts and choice of questions.
+        data_dir: folder with the texts; by default the project's, or the packaged books.
+    """
+
+    path: Path | None = None
+    model: str = "reference"
+    storage: str = "duckdb"
+    n_tokens: int = 200_000
+    n_facts: int = 50
+    n_questions: int = 20
+    w_max: int = 896
+    seed: int = 0
+    data_dir: Path | None = None
+
+
+@attrs.frozen
+class Began:
+    """The memory is open: where it is, and where the texts come from."""
+
+    path: Path
+    origin: str
+
+
+@attrs.frozen
+class Progress:
+    """Tokens taken in so far, of how many."""
+
+    n_tokens: int
+    total: int
+
+
+@attrs.frozen(kw_only=True)
+class Answer:
+    """One question answered.
+
+    Attributes:
+        fact: what was asked for.
+        told_at: tokens of the message that told it.
+        text: the model's answer.
+        is_right: whether it holds an accepted word.
+        source: the best span revealed for it, None if nothing was revealed.
+        saw_fact: whether all tokens that tell it were shown in full.
+        seconds: wall time, refocus included.
+        window_rows: rows the model saw.
+    """
+
+    fact: Fact
+    told_at: Span
+    text: str
+    is_right: bool
+    source: Span | None
+    saw_fact: bool
+    seconds: float
+    window_rows: int
+
+
+@attrs.frozen(kw_only=True)
+class Summary:
+    """What came out of a run; all of it measured.
+
+    Attributes:
+        n_right, n_asked: answers.
+        n_tokens: history, questions and answers included.
+        max_rows, w_max: largest window seen and its budget.
+        append_tokens_per_second: taking in, durable.
+        ms_per_question: median from question to finished answer.
+        ms_per_token: over a longer reply, refocus included.
+        bytes_per_token: on disk, everything.
+        story: the longer reply.
+    """
+
+    n_right: int
+    n_asked: int
+    n_tokens: int
+    max_rows: int
+    w_max: int
+    append_tokens_per_second: float
+    ms_per_question: float
+    ms_per_token: float
+    bytes_per_token: float
+    story: str
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return self.n_right / self.n_asked if self.n_asked else 0.0
+
+
+def run_demo(settings: DemoSettings) -> Iterator[Began | Progress | Answer | Summary]:
+    """Run the demo and yield what happens: `Began`, `Progress`, `Answer` ..., `Summary`.
+
+    Raises:
+        FileNotFoundError: `settings.data_dir` does not hold the texts.
+        ValueError: more facts than there are people and kinds.
+        MegaContextError: whatever the session refuses.
+    """
+    facts = make_facts(settings.n_facts, settings.seed)
+    with (
+        _folder(settings.path) as path,
+        MemorySession.open(
+            path, model=settings.model, storage=settings.storage, w_max=settings.w_max
+        ) as session,
+    ):
+        yield Began(path, open_library(settings.data_dir).origin)
+        started = perf_counter()
+        told: dict[Fact, Span] = {}
+        for n_tokens in _take_in(session, facts, settings, told):
+            yield Progress(n_tokens, settings.n_tokens)
+        taken = session.stats().n_tokens / (perf_counter() - started)
+        answers = []
+        for fact in _choose(told, settings):
+            answers.append(_ask(session, fact, told[fact]))
+            yield answers[-1]
+        yield _sum_up(session, answers, taken)
+
+
+@contextmanager
+def _folder(path: Path | None) -> Iterator[Path]:
+    if path is not None:
+        yield path
+        return
+    with TemporaryDirectory(prefix="megacontext-demo-") as folder:
+        yield Path(folder) / "demo.mc"
+
+
+def _take_in(
+    session: MemorySession, facts: list[Fact], settings: DemoSettings, told: dict[Fact, Span]
+) -> Iterator[int]:
+    """Append the history in batches; yields the tokens so far and notes where facts stand."""
+    n_tokens = session.stats().n_tokens
+    batch: list[Item] = []
+    history = build_history(
+        settings.n_tokens,
+        facts,
+        seed=settings.seed,
+        data_dir=settings.data_dir,
+        count=lambda: n_tokens,
+    )
+    for item in history:
+        batch.append(item)
+        if len(batch) == _BATCH_MESSAGES:
+            n_tokens = _append(session, batch, told)
+            batch = []
+            yield n_tokens
+    if batch:
+        yield _append(session, batch, told)
+
+
+def _append(session: MemorySession, batch: list[Item], told: dict[Fact, Span]) -> int:
+    receipt = session.append([{"role": item.role, "content": item.text} for item in batch])
+    for item, number in zip(batch, receipt.message_ids, strict=True):
+        if item.fact is not None:
+            told[item.fact] = session.messages(number, number + 1)[0].span
+    return receipt.span.end
+
+
+def _choose(told: dict[Fact, Span], settings: DemoSettings) -> list[Fact]:
+    """Choose what to ask: always the fact at the very start, others at random."""
+    facts = list(told)
+    rng = random.Random(settings.seed)
+    chosen = facts[:1] + rng.sample(facts[1:], max(0, min(settings.n_questions, len(facts)) - 1))
+    return chosen[: settings.n_questions]
+
+
+def _ask(session: MemorySession, fact: Fact, told_at: Span) -> Answer:
+    reply = session.generate(fact.question, max_new_tokens=_ANSWER_TOKENS)
+    return Answer(
+        fact=fact,
+        told_at=told_at,
+        text=reply.text.strip(),
+        is_right=is_correct(reply.text, fact),
+        source=_source(reply, told_at),
+        saw_fact=_shown_in_full(reply, told_at),
+        seconds=reply.seconds,
+        window_rows=reply.usage.window_rows,
+    )
+
+
+def _source(reply: Reply, told_at: Span) -> Span | None:
+    """Return the cited span that holds the fact, else the best one: what was really revealed."""
+    spans = [citation.span for citation in reply.citations]
+    holding = [span for span in spans if span.start < told_at.end and told_at.start < span.end]
+    return next(iter(holding or spans), None)
+
+
+def _shown_in_full(reply: Reply, told_at: Span) -> bool:
+    touching = [
+        entry
+        for entry in reply.focus.entries
+        if entry.span.start < told_at.end and told_at.start < entry.span.end
+    ]
+    return bool(touching) and all(entry.lod == 0 for entry in touching)
+
+
+def _sum_up(session: MemorySession, answers: list[Answer], taken: float) -> Summary:
+    story = session.generate(_STORY_PROMPT, max_new_tokens=_STORY_TOKENS)
+    stats = session.stats()
+    times = sorted(answer.seconds for answer in answers)
+    rows = [answer.window_rows for answer in answers]
+    return Summary(
+        n_right=sum(answer.is_right for answer in answers),
+        n_asked=len(answers),
+        n_tokens=stats.n_tokens,
+        max_rows=max([*rows, story.usage.window_rows]),
+        w_max=stats.w_max,
+        append_tokens_per_second=taken,
+        ms_per_question=1e3 * times[len(times) // 2] if times else 0.0,
+        ms_per_token=1e3 * story.seconds / max(1, story.usage.generated_tokens),
+        bytes_per_token=stats.bytes_per_token,
+        story=story.text.strip(),
+    )
