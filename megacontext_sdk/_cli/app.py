@@ -1,0 +1,260 @@
+"""The commands. Each parses, calls one public function and hands the result to `show`.
+
+No command holds logic of its own: what only a command could do, a program could not.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+
+import typer
+from rich.console import Console
+
+from megacontext_sdk._cli import show
+from megacontext_sdk._cli.doctor import examine
+from megacontext_sdk._cli.pieces import count_bytes, read_pieces
+from megacontext_sdk._cli.png import focus_png
+from megacontext_sdk._cli.talk import talk
+from megacontext_sdk.demo.run import DemoSettings, run_demo
+from megacontext_sdk.errors import MegaContextError
+from megacontext_sdk.plugins import default_plugins
+from megacontext_sdk.session import MemorySession
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from megacontext_sdk.plugins import Plugins
+
+__all__ = ["build_app"]
+
+_P = ParamSpec("_P")
+
+Memory = Annotated[Path, typer.Argument(help="The memory's directory.", show_default=False)]
+Model = Annotated[str | None, typer.Option(help='"reference", "echo" or "hf:<name or folder>".')]
+Storage = Annotated[str | None, typer.Option(help="Storage backend.")]
+Rows = Annotated[int | None, typer.Option("--w-max", help="Rows of the window.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def build_app(plugins: Plugins | None = None) -> typer.Typer:
+    """Return the application: our commands, then those of plugins.
+
+    Args:
+        plugins: whose commands to add; by default the installed ones.
+    """
+    app = typer.Typer(
+        name="megacontext",
+        help="A memory of any length under a frozen language model.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    for command in (demo, chat, append, generate, search, focus, stats, plugins_command, doctor):
+        name = command.__name__.removesuffix("_command")
+        app.command(name)(_plainly(command))
+    _add_plugin_commands(app, plugins if plugins is not None else default_plugins())
+    return app
+
+
+def _plainly(command: Callable[_P, None]) -> Callable[_P, None]:
+    """Turn a command's errors into one line on stderr and exit status 1."""
+
+    @functools.wraps(command)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (MegaContextError, OSError, ValueError) as error:
+            typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
+            raise typer.Exit(1) from error
+
+    return run
+
+
+def _add_plugin_commands(app: typer.Typer, plugins: Plugins) -> None:
+    taken = {command.name for command in app.registered_commands}
+    for provider in plugins.catalogue.of_kind("command"):
+        if provider.spec.name in taken:
+            continue
+        try:
+            function: Callable[..., object] = provider.load()
+        except MegaContextError as error:
+            typer.secho(f"left out: {error}", fg="yellow", err=True)
+            continue
+        app.command(provider.spec.name, help=provider.spec.summary)(function)
+
+
+def demo(
+    *,
+    path: Annotated[Path | None, typer.Option(help="Keep the memory here.")] = None,
+    model: Annotated[str, typer.Option(help="Model to ask.")] = "reference",
+    storage: Annotated[str, typer.Option(help="Storage backend.")] = "duckdb",
+    tokens: Annotated[int, typer.Option(help="Length of the history.", min=1)] = 200_000,
+    facts: Annotated[int, typer.Option(help="Facts told in between.", min=1)] = 50,
+    questions: Annotated[int, typer.Option(help="Questions asked.", min=1)] = 20,
+    w_max: Annotated[int, typer.Option(help="Rows of the window.")] = 896,
+    seed: Annotated[int, typer.Option(help="Another seed, another history.")] = 0,
+    data: Annotated[Path | None, typer.Option(help="Folder with the texts.")] = None,
+) -> None:
+    """Take in a long history, ask about things said long ago, and measure."""
+    settings = DemoSettings(
+        path=path,
+        model=model,
+        storage=storage,
+        n_tokens=tokens,
+        n_facts=facts,
+        n_questions=questions,
+        w_max=w_max,
+        seed=seed,
+        data_dir=data,
+    )
+    show.demo(Console(), run_demo(settings))
+
+
+def chat(
+    path: Memory,
+    *,
+    model: Model = None,
+    storage: Storage = None,
+    w_max: Rows = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest reply.", min=1)] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
+) -> None:
+    """Talk; the memory grows. `/focus` shows what the model sees, `/quit` leaves."""
+    with _open(path, model, storage, w_max=w_max) as session:
+        talk(session, Console(), max_new_tokens=max_new_tokens, temperature=temperature)
+
+
+def append(
+    path: Memory,
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Text files; none or - reads stdin.")
+    ] = None,
+    *,
+    role: Annotated[str, typer.Option(help="user, assistant, system or tool.")] = "user",
+    source: Annotated[str | None, typer.Option(help="Where it came from.")] = None,
+    model: Model = None,
+    storage: Storage = None,
+    w_max: Rows = None,
+) -> None:
+    """Take text into the memory; durable when this ends. The model does not run."""
+    inputs = files or [Path("-")]
+    with _open(path, model, storage, w_max=w_max) as session:
+        before = session.stats().n_tokens
+        with show.byte_bar(Console(stderr=True), count_bytes(inputs)) as advance:
+            for name, piece, n_bytes in read_pieces(inputs, sys.stdin):
+                session.append(piece, role=role, source=source or name)
+                advance(n_bytes)
+        after = session.stats().n_tokens
+    Console().print(f"{after - before:,} tokens taken in, {after:,} in all")
+
+
+def generate(
+    path: Memory,
+    prompt: Annotated[str, typer.Argument(help="What to say to the model.")],
+    *,
+    model: Model = None,
+    storage: Storage = None,
+    w_max: Rows = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest reply.", min=1)] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Seed for sampling.")] = None,
+    remember: Annotated[bool, typer.Option(help="Keep prompt and reply.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Answer one prompt from the memory, and say which spans the answer saw."""
+    with _open(path, model, storage, w_max=w_max) as session:
+        reply = session.generate(
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            remember=remember,
+        )
+    if as_json:
+        _print_json(reply.to_dict())
+    else:
+        show.reply(Console(), reply)
+
+
+def search(
+    path: Memory,
+    query: Annotated[str, typer.Argument(help="Words to look for.")],
+    *,
+    k: Annotated[int, typer.Option("-k", help="How many hits.", min=1)] = 8,
+    model: Model = None,
+    storage: Storage = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find messages by their rare words."""
+    with _open(path, model, storage, read_only=True) as session:
+        hits = session.search(query, k)
+    if as_json:
+        _print_json([hit.to_dict() for hit in hits])
+    else:
+        show.hits(Console(), hits)
+
+
+def focus(
+    path: Memory,
+    query: Annotated[str | None, typer.Argument(help="Score the entries for this text.")] = None,
+    *,
+    png: Annotated[Path | None, typer.Option(help="Also write a picture to this file.")] = None,
+    model: Model = None,
+    storage: Storage = None,
+    w_max: Rows = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what the model sees: one glyph per entry, coloured by level of detail."""
+    with _open(path, model, storage, read_only=True, w_max=w_max) as session:
+        report = session.focus.report(query)
+    if png is not None:
+        png.write_bytes(focus_png(report))
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        show.focus(Console(), report)
+
+
+def stats(
+    path: Memory, *, model: Model = None, storage: Storage = None, as_json: AsJson = False
+) -> None:
+    """Show counts and sizes."""
+    with _open(path, model, storage, read_only=True) as session:
+        found = session.stats()
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        show.stats(Console(), found)
+
+
+def plugins_command() -> None:
+    """List every provider, who offers it, and what failed to load."""
+    show.plugins(Console(), default_plugins().catalogue)
+
+
+def doctor() -> None:
+    """Check this installation; exit status 1 if something needs mending."""
+    checks = examine(default_plugins())
+    show.checks(Console(), checks)
+    if not all(check.is_fine for check in checks):
+        raise typer.Exit(1)
+
+
+def _open(
+    path: Path,
+    model: str | None,
+    storage: str | None,
+    *,
+    read_only: bool = False,
+    w_max: int | None = None,
+) -> MemorySession:
+    settings: dict[str, Any] = {} if w_max is None else {"w_max": w_max}
+    return MemorySession.open(path, model=model, storage=storage, read_only=read_only, **settings)
+
+
+def _print_json(document: object) -> None:
+    typer.echo(json.dumps(document, ensure_ascii=False, indent=2))

@@ -1,0 +1,161 @@
+"""Results as text in a terminal. It computes nothing: what it prints stands in the result."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from megacontext_sdk._cli.picture import ASCII, UNICODE, draw_focus
+from megacontext_sdk.catalogue import KINDS
+from megacontext_sdk.demo import run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from rich.console import Console
+
+    from megacontext_sdk._cli.doctor import Check
+    from megacontext_sdk.catalogue import Catalogue
+    from megacontext_sdk.results import FocusReport, Hit, Reply, Stats
+
+__all__ = ["byte_bar", "checks", "demo", "focus", "hits", "plugins", "reply", "stats"]
+
+
+def focus(console: Console, report: FocusReport) -> None:
+    """Show the map of a focus report."""
+    glyphs = UNICODE if console.encoding.lower().startswith("utf") else ASCII
+    console.print(draw_focus(report, width=console.width, glyphs=glyphs))
+
+
+def reply(console: Console, answer: Reply) -> None:
+    """Show a reply, what it saw, and the spans revealed for it."""
+    console.print(answer.text, markup=False, highlight=False)
+    usage = answer.usage
+    console.print(
+        f"{usage.prompt_tokens} tokens in, {usage.generated_tokens} out "
+        f"({answer.finish_reason}), {usage.window_rows:,} rows, {answer.seconds:.2f} s",
+        style="dim",
+    )
+    for citation in answer.citations:
+        console.print(
+            f"  saw {citation.span.start:,}..{citation.span.end:,} "
+            f"({citation.reason}, {citation.score:.2f})",
+            style="dim",
+        )
+
+
+def hits(console: Console, found: Sequence[Hit]) -> None:
+    """Show search results, best first."""
+    for hit in found:
+        head = f"{hit.score:7.2f}  {hit.span.start:,}..{hit.span.end:,}  message {hit.message_id}"
+        console.print(head, style="cyan")
+        console.print(_shortened(hit.text, 240), markup=False, highlight=False)
+    if not found:
+        console.print("nothing found", style="yellow")
+
+
+def stats(console: Console, found: Stats) -> None:
+    """Show all statistics as a table."""
+    table = Table(show_header=False, box=None)
+    for name, value in found.to_dict().items():
+        table.add_row(Text(name, style="cyan"), Text(_figure(value)))
+    console.print(table)
+
+
+def plugins(console: Console, catalogue: Catalogue) -> None:
+    """Show every provider with its owner, then what failed."""
+    table = Table("kind", "name", "summary", "plugin", box=None)
+    for kind in KINDS:
+        for provider in catalogue.of_kind(kind):
+            spec = provider.spec
+            table.add_row(*(Text(cell) for cell in (kind, spec.name, spec.summary, provider.owner)))
+    console.print(table)
+    for failure in catalogue.failures:
+        console.print(f"failed: {failure}", style="red", markup=False)
+
+
+def checks(console: Console, found: Iterable[Check]) -> None:
+    """Show what the doctor found."""
+    table = Table(show_header=False, box=None)
+    for check in found:
+        mark = Text("ok", style="green") if check.is_fine else Text("mend", style="bold red")
+        table.add_row(mark, Text(check.name), Text(check.detail))
+    console.print(table)
+
+
+@contextmanager
+def byte_bar(console: Console, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show progress in bytes; yields what to call with the bytes done since."""
+    columns = (TextColumn("taking in"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total)
+
+        def advance(n_bytes: int) -> None:
+            bar.advance(task, n_bytes)
+
+        yield advance
+
+
+def demo(console: Console, happenings: Iterable[object]) -> None:
+    """Show the demo while it runs."""
+    columns = (TextColumn("taking in tokens"), BarColumn(), MofNCompleteColumn())
+    number = 0
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        for item in happenings:
+            if isinstance(item, run.Began):
+                console.print(f"History: {item.origin}", markup=False)
+                console.print(f"Memory:  {item.path}", markup=False)
+            elif isinstance(item, run.Progress):
+                done = min(item.n_tokens, item.total)
+                bar.update(task, completed=done, total=item.total, refresh=True)
+            elif isinstance(item, run.Answer):
+                number += 1
+                bar.stop()
+                console.print(_answer_line(number, item))
+            elif isinstance(item, run.Summary):
+                console.print(_summary(item))
+
+
+def _answer_line(number: int, answer: run.Answer) -> Text:
+    line = Text(f"{number:3}. {answer.fact.question}  ")
+    line.append(_shortened(answer.text, 40) or "(no answer)", style="bold")
+    line.append("  right" if answer.is_right else "  wrong", "green" if answer.is_right else "red")
+    if not answer.is_right:
+        line.append(f" (it is {answer.fact.answers[0]})")
+    line.append(f"\n     told at token {answer.told_at.start:,}; ", style="dim")
+    source = answer.source
+    seen = f"read {source.start:,}..{source.end:,} in full" if source else "nothing revealed"
+    line.append(f"{seen}; {answer.seconds * 1e3:,.0f} ms", style="dim")
+    return line
+
+
+def _summary(summary: run.Summary) -> Table:
+    table = Table(show_header=False, box=None)
+    table.add_row(
+        "right answers", f"{summary.n_right} of {summary.n_asked} ({summary.accuracy:.0%})"
+    )
+    table.add_row("tokens in history", f"{summary.n_tokens:,}")
+    table.add_row("rows in the window", f"{summary.max_rows:,} (budget {summary.w_max:,})")
+    table.add_row("taking in", f"{summary.append_tokens_per_second:,.0f} tokens/s, durable")
+    table.add_row("ms per question", f"{summary.ms_per_question:,.0f}")
+    table.add_row("ms per token", f"{summary.ms_per_token:,.1f}")
+    table.add_row("bytes per token", f"{summary.bytes_per_token:,.1f}")
+    return table
+
+
+def _figure(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_figure(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, float):
+        return f"{value:,.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _shortened(text: str, length: int) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= length else f"{flat[: length - 1]}…"
