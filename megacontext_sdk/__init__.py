@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from megacontext_sdk import errors
+    from megacontext_sdk.async_session import AsyncMemorySession
     from megacontext_sdk.config import Config
     from megacontext_sdk.hookspecs import hookimpl
     from megacontext_sdk.memory.lod import NodeId, Span
+    from megacontext_sdk.messages.message import Message
     from megacontext_sdk.records import (
         AllocatorSpec,
         CommandSpec,
@@ -33,13 +35,12 @@ if TYPE_CHECKING:
         FocusChanged,
         FocusReport,
         Hit,
-        Message,
         Reply,
         Stats,
         TextDelta,
         Usage,
     )
-    from megacontext_sdk.session import AsyncMemorySession, MemorySession
+    from megacontext_sdk.session import MemorySession
 
 __version__ = "0.1.0"
 
@@ -76,9 +77,11 @@ __all__ = [
 
 # Name of each room -> the public names that live in it.
 _ROOMS = {
+    "async_session": ("AsyncMemorySession",),
     "config": ("Config",),
     "hookspecs": ("hookimpl",),
     "memory.lod": ("NodeId", "Span"),
+    "messages.message": ("Message",),
     "records": (
         "AllocatorSpec",
         "CommandSpec",
@@ -98,13 +101,12 @@ _ROOMS = {
         "FocusChanged",
         "FocusReport",
         "Hit",
-        "Message",
         "Reply",
         "Stats",
         "TextDelta",
         "Usage",
     ),
-    "session": ("AsyncMemorySession", "MemorySession"),
+    "session": ("MemorySession",),
 }
 
 
