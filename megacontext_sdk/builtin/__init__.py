@@ -42,7 +42,7 @@ def megacontext_storages() -> Iterator[StorageSpec]:
 def megacontext_model_adapters() -> Iterator[ModelAdapterSpec]:
     """Offer the model that needs no weights."""
     yield ModelAdapterSpec(
-        "echo", f"{_HERE}.echo:open_echo", "Repeats what it reads; for tests and first steps"
+        "echo", f"{_HERE}.echo:EchoModel", "Repeats what it reads; for tests and first steps"
     )
 
 

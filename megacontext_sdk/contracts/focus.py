@@ -113,12 +113,15 @@ class FocusQuery:
         turn_text: its text.
         recent_ids: int32[m], the last generated tokens (at most 64).
         recent_text: their text.
+        turn_start: token index at which the pending turn begins, so that it does not match
+            itself; None if nothing of it is in the history yet.
     """
 
     turn_ids: Ids
     turn_text: str
     recent_ids: Ids
     recent_text: str
+    turn_start: int | None = None
 
 
 @attrs.frozen(eq=False, kw_only=True)

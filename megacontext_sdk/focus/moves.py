@@ -195,7 +195,7 @@ class Draft:
             ProtectionError: something below is protected.
         """
         moves: list[Move] = []
-        while len(fine := self._finest_below(node)):
+        while (fine := self._finest_below(node)).shape[1]:
             level = int(fine[_LOD, 0])
             for index in np.unique(fine[_INDEX] if level == 0 else fine[_INDEX] // BLOCK_SIZE):
                 above = NodeId(max(1, level + 1), int(index))

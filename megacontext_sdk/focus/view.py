@@ -1,0 +1,123 @@
+"""Builds the `FocusView` a policy sees: entries, query, lexical hits, reads of the tree.
+
+Lexical hits and the query vector belong to one refocus and are computed once; the entries change
+with every iteration. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+import numpy as np
+
+from megacontext_sdk.contracts.focus import FocusQuery, FocusView, LexicalHits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from megacontext_sdk.contracts.arrays import Floats, Ids
+    from megacontext_sdk.contracts.focus import Budget, EntryArrays, GistReader
+
+__all__ = ["EMPTY_QUERY", "LexicalSource", "QueryScope", "TreeSource", "ViewBuilder"]
+
+EMPTY_QUERY = FocusQuery(
+    turn_ids=np.zeros(0, dtype=np.int32),
+    turn_text="",
+    recent_ids=np.zeros(0, dtype=np.int32),
+    recent_text="",
+)
+_NO_HITS = LexicalHits(
+    start=np.zeros(0, dtype=np.int64),
+    end=np.zeros(0, dtype=np.int64),
+    score=np.zeros(0, dtype=np.float32),
+)
+
+
+class LexicalSource(Protocol):
+    """The part of the lexical index a view needs."""
+
+    def query(
+        self,
+        turn_text: str,
+        recent_text: str,
+        n_blocks: int,
+        limit: int = 64,
+        *,
+        before: int | None = None,
+    ) -> LexicalHits:
+        """Return the messages that match, smoothed over neighbours, best first."""
+
+
+class TreeSource(Protocol):
+    """The part of the tree a view needs, besides the reads it lends to the policy."""
+
+    n_tokens: int
+    n_blocks: int
+
+    def tail_gists(self) -> Floats:
+        """Newest five LOD1 gists and the newest LOD2 gist, float32[6, d]."""
+
+
+@attrs.frozen(eq=False)
+class QueryScope:
+    """What stays the same over the iterations of one refocus."""
+
+    query: FocusQuery
+    query_vector: Floats
+    tail_gists: Floats
+    hits: LexicalHits
+
+
+class ViewBuilder:
+    """Makes views for one session.
+
+    Args:
+        tree: the session's tree.
+        reader: the reads a policy may make (the tree itself).
+        lexical: the lexical index.
+        embed: token ids int32[n] to embedding rows float32[n, d].
+        hidden_size: d.
+    """
+
+    def __init__(
+        self,
+        tree: TreeSource,
+        reader: GistReader,
+        lexical: LexicalSource,
+        embed: Callable[[Ids], Floats],
+        hidden_size: int,
+    ) -> None:
+        self._tree = tree
+        self._reader = reader
+        self._lexical = lexical
+        self._embed = embed
+        self._zero = np.zeros(hidden_size, dtype=np.float32)
+
+    def scope(self, query: FocusQuery) -> QueryScope:
+        """Look up what one refocus needs once: lexical hits, query vector, tail gists."""
+        ids = query.turn_ids if len(query.turn_ids) else query.recent_ids
+        vector = self._embed(ids).mean(axis=0) if len(ids) else self._zero
+        hits = _NO_HITS
+        if query.turn_text or query.recent_text:
+            hits = self._lexical.query(
+                query.turn_text, query.recent_text, self._tree.n_blocks, before=query.turn_start
+            )
+        return QueryScope(query, vector, self._tree.tail_gists(), hits)
+
+    def view(
+        self, scope: QueryScope, entries: EntryArrays, budget: Budget, iteration: int
+    ) -> FocusView:
+        """Return the view of one iteration."""
+        return FocusView(
+            entries=entries,
+            budget=budget,
+            n_tokens=self._tree.n_tokens,
+            n_blocks=self._tree.n_blocks,
+            iteration=iteration,
+            query=scope.query,
+            query_vector=scope.query_vector,
+            tail_gists=scope.tail_gists,
+            hits=scope.hits,
+            tree=self._reader,
+        )

@@ -1,0 +1,373 @@
+"""The pager: brings a model's window in line with a layout at the price of the swapped rows.
+
+Rows are named by keys (`runtime.rows`). Those that stay keep their slots, those that leave are
+released (and kept in a bounded block cache), those that arrive are restored from it or computed in
+one batched forward pass. With the compact scheme the rows behind a swap only move: their keys are
+re-rotated. It knows nothing about scores or policies, and the window is always a cache of the tree.
+
+Modes (spec section 10): `exact` recomputes everything right of the earliest edit, `stale` only the
+new rows, `seam` the new rows and the first rows behind each edited run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+import numpy as np
+
+from megacontext_sdk.contracts.model import RowBatch
+from megacontext_sdk.runtime.block_kv import BlockKVCache
+from megacontext_sdk.runtime.rows import gist_parts, is_token, node_groups, row_keys
+
+if TYPE_CHECKING:
+    from megacontext_sdk.contracts.arrays import Bools, Floats, Ids, Indices
+    from megacontext_sdk.contracts.model import ModelInfo, Window, WindowOutput
+    from megacontext_sdk.contracts.positions import Layout, PositionScheme
+
+__all__ = ["Pager", "RowSource", "SyncReport"]
+
+_NO_IDS: Ids = np.zeros(0, dtype=np.int32)
+_CHUNK_ROWS = 1024
+"""Rows per forward pass of a large write: bounds the attention mask, not the result."""
+
+
+class RowSource(Protocol):
+    """Where the pager reads row content."""
+
+    def token_ids_at(self, indices: Indices) -> Ids:
+        """Token ids at absolute token indices, ascending, int32[n]."""
+
+    def gists(self, lod: int, indices: Indices) -> Floats:
+        """Gist rows of nodes of one level, float32[n, S, d]."""
+
+
+@attrs.frozen(kw_only=True)
+class SyncReport:
+    """What one `sync` did.
+
+    Attributes:
+        rows_new: rows that were not in the window.
+        rows_cached: of these, restored from the block cache.
+        rows_seam: kept rows that were recomputed (seam, exact mode, or for logits).
+        rows_released: rows that left.
+        rows_moved: kept rows whose position changed.
+        forwards: forward passes of the base.
+    """
+
+    rows_new: int = 0
+    rows_cached: int = 0
+    rows_seam: int = 0
+    rows_released: int = 0
+    rows_moved: int = 0
+    forwards: int = 0
+
+    @property
+    def rows_recomputed(self) -> int:
+        """Rows that went through the base."""
+        return self.rows_new - self.rows_cached + self.rows_seam
+
+
+class Pager:
+    """Owns one window and which row stands in which slot.
+
+    Args:
+        window: an empty window; its live slots are kept packed in `[0, n_live)`.
+        source: token ids and gists.
+        scheme: position scheme.
+        info: the model's facts.
+        mode: "exact", "stale" or "seam".
+        seam_rows: rows recomputed behind each edited run in seam mode.
+        cache_bytes: bound of the block cache.
+    """
+
+    def __init__(
+        self,
+        window: Window,
+        source: RowSource,
+        scheme: PositionScheme,
+        info: ModelInfo,
+        *,
+        mode: str = "seam",
+        seam_rows: int = 16,
+        cache_bytes: int = 32 << 20,
+    ) -> None:
+        self.window = window
+        self.mode = mode
+        self.seam_rows = seam_rows
+        self.cache = BlockKVCache(0 if mode == "exact" else cache_bytes)
+        self.rebuilds = 0
+        self.swaps_since_rebuild = 0
+        self._source = source
+        self._scheme = scheme
+        self._info = info
+        self._n = 0
+        self._keys = np.full(window.capacity, -1, dtype=np.int64)
+        self._positions = np.full(window.capacity, -1, dtype=np.int64)
+        self._stale = np.zeros(window.capacity, dtype=np.bool_)
+        self._no_vectors = np.zeros((0, info.hidden_size), dtype=np.float32)
+        self._next_position = 0
+
+    @property
+    def n_live(self) -> int:
+        """Rows in the window."""
+        return self._n
+
+    @property
+    def stale_rows(self) -> int:
+        """Kept rows that were computed when their left side looked different."""
+        return int(self._stale[: self._n].sum())
+
+    def live(self) -> tuple[Indices, Indices]:
+        """Return keys and positions of the live slots in slot order, int64[n_live] each (I14)."""
+        return self._keys[: self._n].copy(), self._positions[: self._n].copy()
+
+    # -- decode ---------------------------------------------------------------------------------
+
+    def step(self, token_id: int, token_index: int) -> WindowOutput:
+        """Feed one generated token behind everything live and return the logits it gives."""
+        slot = self._n
+        position = self._next_position
+        output = self.window.step(token_id, position, slot)
+        self._keys[slot] = token_index
+        self._positions[slot] = position
+        self._stale[slot] = False
+        self._n = slot + 1
+        self._next_position = position + 1
+        return output
+
+    # -- layout changes -------------------------------------------------------------------------
+
+    def sync(
+        self,
+        layout: Layout,
+        pending: Ids = _NO_IDS,
+        *,
+        want_logits: bool = False,
+        rebuild: bool = False,
+    ) -> tuple[SyncReport, WindowOutput | None]:
+        """Make the window hold exactly the rows of a layout and of the pending tokens behind it.
+
+        Args:
+            layout: what the working context holds.
+            pending: int32[p], generated tokens that are not in the layout yet.
+            want_logits: return the logits of the last row, recomputing it if it is there already.
+            rebuild: recompute every row, so that nothing stale is left.
+
+        Returns:
+            What was done, and the "last" logits if wanted (None for an empty window).
+
+        Raises:
+            ConfigError: the position scheme cannot place the layout.
+            ModelError: more rows than the window has slots.
+        """
+        positions = self._assign(layout, len(pending))
+        keys = row_keys(layout, len(pending))
+        if rebuild:
+            self._release(np.arange(self._n), keep=False)
+        slots = self._find(keys)
+        released = self._release_others(slots)
+        slots = self._find(keys)
+        new = slots < 0
+        moved = self._move(slots, positions, ~new)
+        restored = self._restore(keys, slots, positions, new)
+        repair = self._repair(new)
+        if want_logits and len(keys):
+            repair[-1] = True
+        compute = (new & ~restored) | repair
+        output, forwards = self._write(
+            keys, positions, slots, compute, layout, pending, want_logits
+        )
+        self._book(slots, new, compute, rebuild=rebuild)
+        return SyncReport(
+            rows_new=int(new.sum()),
+            rows_cached=int((restored & ~compute).sum()),
+            rows_seam=int((compute & ~new).sum()),
+            rows_released=released,
+            rows_moved=moved,
+            forwards=forwards,
+        ), output
+
+    def _assign(self, layout: Layout, n_pending: int) -> Indices:
+        positions = self._scheme.assign(layout, self._info)
+        first = self._scheme.next_position(layout, self._info)
+        self._next_position = first + n_pending
+        if not n_pending:
+            return positions
+        return np.concatenate([positions, np.arange(first, first + n_pending, dtype=np.int64)])
+
+    def _find(self, keys: Indices) -> Indices:
+        """Return the slot of each key, -1 where it is not in the window."""
+        live = self._keys[: self._n]
+        if not len(live) or not len(keys):
+            return np.full(len(keys), -1, dtype=np.int64)
+        order = np.argsort(live)
+        at = np.minimum(np.searchsorted(live, keys, sorter=order), len(live) - 1)
+        slots = order[at]
+        return np.where(live[slots] == keys, slots, -1)
+
+    def _release_others(self, slots: Indices) -> int:
+        stays = np.zeros(self._n, dtype=np.bool_)
+        stays[slots[slots >= 0]] = True
+        leaving = np.flatnonzero(~stays)
+        self._release(leaving, keep=self.cache.max_bytes > 0)
+        return len(leaving)
+
+    def _release(self, leaving: Indices, *, keep: bool) -> None:
+        """Free slots, export whole nodes to the cache, and pack the live ones to the front."""
+        if not len(leaving):
+            return
+        if keep:
+            for group in node_groups(self._keys[leaving]):
+                self.cache.put(group.node, self.window.export(leaving[group.at]))
+        self.window.release(leaving)
+        n_left = self._n - len(leaving)
+        holes = leaving[leaving < n_left]
+        gone = np.zeros(self._n, dtype=np.bool_)
+        gone[leaving] = True
+        movers = np.flatnonzero(~gone[n_left:]) + n_left
+        if len(holes):
+            self.window.relocate(movers, holes)
+            for column in (self._keys, self._positions, self._stale):
+                column[holes] = column[movers]
+        self._n = n_left
+
+    def _move(self, slots: Indices, positions: Indices, kept: Bools) -> int:
+        changed = kept.copy()
+        changed[kept] = self._positions[slots[kept]] != positions[kept]
+        n_moved = int(changed.sum())
+        if n_moved:
+            self.window.move(slots[changed], positions[changed])
+            self._positions[slots[changed]] = positions[changed]
+        return n_moved
+
+    def _restore(self, keys: Indices, slots: Indices, positions: Indices, new: Bools) -> Bools:
+        """Put cached nodes back; fills `slots` of the rows it restored."""
+        restored = np.zeros(len(keys), dtype=np.bool_)
+        if not len(self.cache):
+            return restored
+        missing = np.flatnonzero(new)
+        for group in node_groups(keys[missing]):
+            block = self.cache.take(group.node)
+            if block is None:
+                continue
+            rows = missing[group.at]
+            target = np.arange(self._n, self._n + len(rows))
+            self.window.restore(block, target, positions[rows])
+            self._occupy(rows, target, keys, positions, slots)
+            restored[rows] = True
+        return restored
+
+    def _occupy(
+        self, rows: Indices, target: Indices, keys: Indices, positions: Indices, slots: Indices
+    ) -> None:
+        slots[rows] = target
+        self._keys[target] = keys[rows]
+        self._positions[target] = positions[rows]
+        self._n = max(self._n, int(target[-1]) + 1)
+
+    def _repair(self, new: Bools) -> Bools:
+        """Return which kept rows are computed again, by mode."""
+        kept = ~new
+        row = np.arange(len(new))
+        last_edit = np.maximum.accumulate(np.where(new, row, -len(new) - self.seam_rows))
+        if self.mode == "exact":
+            return kept & (last_edit >= 0)
+        if self.mode == "seam":
+            return kept & (row - last_edit <= self.seam_rows) & (last_edit >= 0)
+        return np.zeros(len(new), dtype=np.bool_)
+
+    def _write(
+        self,
+        keys: Indices,
+        positions: Indices,
+        slots: Indices,
+        compute: Bools,
+        layout: Layout,
+        pending: Ids,
+        want_logits: bool,
+    ) -> tuple[WindowOutput | None, int]:
+        """Run the base over the rows to compute, in position order, a chunk at a time."""
+        rows = np.flatnonzero(compute)
+        output = None
+        chunks = [rows[at : at + _CHUNK_ROWS] for at in range(0, len(rows), _CHUNK_ROWS)]
+        for number, chunk in enumerate(chunks):
+            fresh = chunk[slots[chunk] < 0]
+            if len(fresh):
+                target = np.arange(self._n, self._n + len(fresh))
+                self._occupy(fresh, target, keys, positions, slots)
+            batch = self._content(keys[chunk], layout.end, pending)
+            last = want_logits and number == len(chunks) - 1
+            output = self.window.write(
+                batch, positions[chunk], slots[chunk], "last" if last else "nothing"
+            )
+        return (output if want_logits else None), len(chunks)
+
+    def _content(self, keys: Indices, end: int, pending: Ids) -> RowBatch:
+        """Return what the rows hold: ids of tokens, vectors of gists."""
+        token = is_token(keys)
+        ids = np.full(len(keys), -1, dtype=np.int32)
+        ids[token] = self._token_ids(keys[token], end, pending)
+        if token.all():
+            return RowBatch(ids, self._no_vectors)
+        lods, nodes, slot = gist_parts(keys[~token])
+        vectors = np.empty((len(lods), self._info.hidden_size), dtype=np.float32)
+        for lod in np.unique(lods):
+            at = lods == lod
+            vectors[at] = self._source.gists(int(lod), nodes[at])[np.arange(at.sum()), slot[at]]
+        return RowBatch(ids, vectors)
+
+    def _token_ids(self, indices: Indices, end: int, pending: Ids) -> Ids:
+        ids = np.empty(len(indices), dtype=np.int32)
+        ahead = indices >= end
+        ids[ahead] = pending[indices[ahead] - end]
+        stored = indices[~ahead]
+        if len(stored):
+            ids[~ahead] = self._source.token_ids_at(stored)
+        return ids
+
+    def _book(self, slots: Indices, new: Bools, compute: Bools, *, rebuild: bool) -> None:
+        """Keep count of what is stale now."""
+        edits = np.flatnonzero(new)
+        if rebuild:
+            self._stale[: self._n] = False
+            self.swaps_since_rebuild = 0
+            self.rebuilds += 1
+            return
+        if len(edits):
+            behind = np.arange(len(new)) > edits[0]
+            self._stale[slots[behind & ~new]] = True
+            runs_with_followers = int((new[:-1] & ~new[1:]).sum())
+            self.swaps_since_rebuild += runs_with_followers
+        self._stale[slots[new]] = True
+        self._stale[slots[compute]] = False
+
+    def newest_logits(self, n_rows: int) -> Floats:
+        """Return logits of the newest raw-token rows as served, float32[n, vocab].
+
+        Feeding a row again needs its slot; its keys and values are put back afterwards, so the
+        window stays what it was. Rows are the trailing run of raw tokens, at most `n_rows`.
+        """
+        order = np.argsort(self._positions[: self._n])
+        token = is_token(self._keys[order])
+        run = len(order) - 1 - (np.flatnonzero(~token)[-1] if not token.all() else -1)
+        slots = order[len(order) - min(run, n_rows) :]
+        kept = self.window.export(slots)
+        positions = self._positions[slots]
+        batch = RowBatch(self._source.token_ids_at(self._keys[slots]), self._no_vectors)
+        output = self.window.write(batch, positions, slots, "all")
+        logits = (
+            np.zeros((0, self._info.vocab_size), np.float32) if output is None else output.numpy()
+        )
+        self.window.restore(kept, slots, positions)
+        return logits
+
+    def truncate(self, token_index: int) -> None:
+        """Drop rows of raw tokens from `token_index` on: text that was taken back."""
+        live = self._keys[: self._n]
+        self._release(np.flatnonzero(is_token(live) & (live >= token_index)), keep=False)
+
+    def clear(self) -> None:
+        """Empty the window and the block cache; the next `sync` computes everything."""
+        self._release(np.arange(self._n), keep=False)
+        self.cache.clear()

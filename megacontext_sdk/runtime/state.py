@@ -1,0 +1,137 @@
+"""Everything one session is made of, wired once at open, used by the session and its loop.
+
+Holds references and a few totals; the algorithms live in the rooms it points to.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import attrs
+
+from megacontext_sdk.runtime import trace
+from megacontext_sdk.runtime.pager import Pager
+
+if TYPE_CHECKING:
+    from megacontext_sdk.config import Config
+    from megacontext_sdk.contracts.arrays import Ids
+    from megacontext_sdk.contracts.focus import Budget
+    from megacontext_sdk.contracts.model import ModelAdapter, Tokenizer, WindowOutput
+    from megacontext_sdk.contracts.positions import PositionScheme
+    from megacontext_sdk.events import Telemetry
+    from megacontext_sdk.focus.refocus import Refocuser, RefocusRecord
+    from megacontext_sdk.focus.working_context import WorkingContext
+    from megacontext_sdk.memory.journal import Journal
+    from megacontext_sdk.memory.tree import MegaContextTree
+    from megacontext_sdk.runtime.tree_rows import TreeRows
+
+__all__ = ["SPARE_ROWS", "SessionState"]
+
+SPARE_ROWS = 96
+"""Slots of a window beyond `w_max`: rows in flight during one sync."""
+
+_HISTORY = 256
+
+
+@attrs.define(eq=False, kw_only=True)
+class SessionState:
+    """The parts of one open session.
+
+    Attributes:
+        config: its settings.
+        budget: resolved budget and rules.
+        adapter: the base model.
+        journal: commits and messages.
+        tree: the history.
+        rows: the tree as the pager sees it; counts accesses.
+        wc: the working context.
+        refocuser: runs refocus episodes over `wc`.
+        scheme: position scheme.
+        telemetry: where events go.
+        records: the newest refocus records.
+        revealed: block -> (score, reason) of blocks the policy revealed for the present turn.
+        step: refocus steps so far.
+        last_audit_nats: mean distance found by the last audit since a rebuild.
+    """
+
+    config: Config
+    budget: Budget
+    adapter: ModelAdapter
+    journal: Journal
+    tree: MegaContextTree
+    rows: TreeRows
+    wc: WorkingContext
+    refocuser: Refocuser
+    scheme: PositionScheme
+    telemetry: Telemetry
+    records: deque[RefocusRecord] = attrs.Factory(lambda: deque(maxlen=_HISTORY))
+    revealed: dict[int, tuple[float, str]] = attrs.Factory(dict)
+    step: int = 0
+    last_audit_nats: float = 0.0
+    _pager: Pager | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.adapter.tokenizer
+
+    @property
+    def pager(self) -> Pager:
+        """The pager; its window is opened on first use, so that appending needs none."""
+        if self._pager is None:
+            config = self.config
+            self._pager = Pager(
+                self.adapter.open_window(self.budget.w_max + SPARE_ROWS),
+                self.rows,
+                self.scheme,
+                self.adapter.info,
+                mode=config.runtime.kv_mode,
+                seam_rows=config.runtime.seam_rows,
+                cache_bytes=config.runtime.kv_cache_bytes,
+            )
+        return self._pager
+
+    @property
+    def has_window(self) -> bool:
+        """Tell whether a window was opened."""
+        return self._pager is not None
+
+    def sync(
+        self, pending: Ids, *, want_logits: bool, rebuild: bool = False
+    ) -> WindowOutput | None:
+        """Bring the window in line with the working context and tokens pending behind it."""
+        start = perf_counter()
+        if rebuild:
+            self.last_audit_nats = 0.0
+        layout = self.wc.layout()
+        report, output = self.pager.sync(layout, pending, want_logits=want_logits, rebuild=rebuild)
+        trace.swap(self, report, perf_counter() - start)
+        return output
+
+    def rebuild_reason(self) -> str | None:
+        """Return why an exact rebuild is due at this user turn, None if it is not."""
+        if self._pager is None or not self._pager.n_live:
+            return None
+        runtime = self.config.runtime
+        if self._pager.swaps_since_rebuild > runtime.rebuild_after_swaps:
+            return "swaps"
+        if self._pager.stale_rows > runtime.rebuild_stale_ratio * self._pager.n_live:
+            return "stale"
+        return "audit" if self.last_audit_nats > runtime.audit_limit_nats else None
+
+    def remember_refocus(self, record: RefocusRecord) -> None:
+        """Keep the record and, for a user turn, what it revealed."""
+        self.step += 1
+        self.records.append(record)
+        if record.trigger == "turn":
+            self.revealed.clear()
+        for move in record.moves:
+            if move.kind == "reveal" or (move.kind == "expand" and move.node.lod == 1):
+                self.revealed[move.node.index] = (move.score, move.reason or "score")
+
+    def close(self) -> None:
+        """Free the window."""
+        if self._pager is not None:
+            self._pager.window.close()

@@ -1,0 +1,63 @@
+"""Collects `session.stats()` from the rooms; reads sizes, computes nothing that lasts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from megacontext_sdk.results import Stats
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from megacontext_sdk.assembly import Parts
+
+__all__ = ["collect_stats", "directory_bytes"]
+
+
+def collect_stats(parts: Parts) -> Stats:
+    """Return counts and sizes of a session's memory and working context."""
+    state, journal = parts.state, parts.journal
+    tree = parts.tree.stats()
+    n_bytes = 0 if parts.path is None else directory_bytes(parts.path)
+    lods, counts = np.unique(state.wc.entries.lod, return_counts=True)
+    window = state.pager if state.has_window else None
+    lookups = 0 if window is None else window.cache.hits + window.cache.misses
+    return Stats(
+        path=None if parts.path is None else str(parts.path),
+        storage=parts.storage_name,
+        model=parts.model_name,
+        focus=parts.focus_name,
+        gist=parts.gist_name,
+        n_tokens=parts.tree.n_tokens,
+        n_blocks=parts.tree.n_blocks,
+        n_messages=journal.n_messages,
+        tail_tokens=len(journal.tail),
+        seq=journal.seq,
+        nodes=dict(tree.nodes),
+        gist_versions=dict(tree.versions),
+        rows=state.wc.cost,
+        w_max=state.budget.w_max,
+        entries=len(state.wc.entries),
+        epoch=state.wc.epoch,
+        lod_counts=dict(zip(lods.tolist(), counts.tolist(), strict=True)),
+        window_rows=0 if window is None else window.n_live,
+        stale_rows=0 if window is None else window.stale_rows,
+        rebuilds=0 if window is None else window.rebuilds,
+        kv_cache_hit_ratio=window.cache.hits / lookups if window is not None and lookups else 0.0,
+        bytes_on_disk=n_bytes,
+        bytes_per_token=n_bytes / max(1, parts.tree.n_tokens),
+    )
+
+
+def directory_bytes(path: Path) -> int:
+    """Return the bytes of all files below a directory; files that vanish meanwhile count 0."""
+    total = 0
+    for file in path.rglob("*"):
+        try:
+            status = file.lstat()
+        except FileNotFoundError:
+            continue
+        total += status.st_size if file.is_file() else 0
+    return total
