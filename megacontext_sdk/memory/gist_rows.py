@@ -67,7 +67,7 @@ class RowCodec:
         n = len(gists.rows)
         raw = np.empty((n, self.row_bytes), np.uint8)
         with np.errstate(over="ignore"):
-            vectors = gists.rows.reshape(n, -1).astype(f"<{self.dtype}")
+            vectors = gists.rows.reshape(n, self.slots * self.width).astype(f"<{self.dtype}")
         raw[:, : self._vector_bytes] = vectors.view(np.uint8)
         if self.aux:
             raw[:, self._vector_bytes :] = np.ascontiguousarray(gists.aux, "<f4").view(np.uint8)
@@ -134,7 +134,8 @@ class GistCache:
         for index, row in zip(
             indices[-self._capacity :].tolist(), rows[-self._capacity :], strict=True
         ):
-            self._pool[self._claim((lod, index))] = row
+            slot = self._claim((lod, index))  # may replace the pool
+            self._pool[slot] = row
 
     def _claim(self, key: tuple[int, int]) -> int:
         slot = self._slots.pop(key, -1)

@@ -15,13 +15,15 @@ import numpy as np
 
 from megacontext_sdk.contracts.gist import Gists
 from megacontext_sdk.contracts.storage import GistBatch
-from megacontext_sdk.errors import ModelError
+from megacontext_sdk.errors import ConfigError, ModelError
 from megacontext_sdk.memory.encoder_table import EncoderTable
 from megacontext_sdk.memory.gist_rows import GistCache
 from megacontext_sdk.memory.lod import BLOCK_SIZE, MAX_LOD, n_nodes
 from megacontext_sdk.memory.provenance import trust_of_blocks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from megacontext_sdk.contracts.arrays import Bools, Floats, Ids, Indices
@@ -128,6 +130,10 @@ class GistStore:
         except ModelError as error:
             self.last_error = error
             _log.warning("gists are missing and will be tried again: %s", error)
+        except (ConfigError, LookupError):
+            if self._journal.n_rollbacks == self._seen_rollbacks:
+                raise
+            # A full disk took the blocks back while their gists were made; their ticket says so.
         else:
             self.last_error = None
 
@@ -157,6 +163,8 @@ class GistStore:
     # --- building ----------------------------------------------------------------------------
 
     def _build(self, blocks: Ids | None) -> None:
+        if blocks is None or self.last_error is not None:
+            self._raise_missing()
         n_blocks, at = self._journal.n_blocks, self.count(1)
         fresh_from = n_blocks - (0 if blocks is None else len(blocks))
         while at < n_blocks:
@@ -167,7 +175,6 @@ class GistStore:
                 ids = self._journal.blocks(np.arange(at, stop))
             self._raise_parents(self._store(1, at, self._encode_blocks(ids), self._trust(at, stop)))
             at = stop
-        self._raise_missing()
 
     def _raise_missing(self) -> None:
         """Build parents that an earlier failure left out, level by level."""
@@ -190,10 +197,10 @@ class GistStore:
 
     def _joined(self, lod: int, first: int, level: _Level, stop: int) -> _Level:
         """Return rows `[first, stop)` of a level: the older ones from storage, the rest given."""
-        cut = stop - level.first
+        cut = max(0, stop - level.first)
         rows, aux, trust = level.gists.rows[:cut], level.gists.aux[:cut], level.trust[:cut]
         if first < level.first:
-            old = self._load(lod, np.arange(first, level.first))
+            old = self._load(lod, np.arange(first, min(level.first, stop)))
             rows = np.concatenate([old.gists.rows, rows])
             aux = np.concatenate([old.gists.aux, aux])
             trust = np.concatenate([old.trust, trust])
@@ -266,26 +273,31 @@ class GistStore:
     # --- the encoder, which is foreign code --------------------------------------------------
 
     def _encode_blocks(self, ids: Ids) -> Gists:
-        self._called(1, len(ids))
-        try:
-            return self._encoder.encode_blocks(ids, self._services)
-        except Exception as error:
-            raise self._failed(1, error) from error
+        encode = self._encoder.encode_blocks
+        return self._encode(1, len(ids), lambda: encode(ids, self._services))
 
     def _encode_gists(self, lod: int, children: Gists) -> Gists:
-        self._called(lod, len(children.rows) // BLOCK_SIZE)
-        try:
-            return self._encoder.encode_gists(lod, children, self._services)
-        except Exception as error:
-            raise self._failed(lod, error) from error
+        encode = self._encoder.encode_gists
+        n = len(children.rows) // BLOCK_SIZE
+        return self._encode(lod, n, lambda: encode(lod, children, self._services))
 
-    def _failed(self, lod: int, error: Exception) -> ModelError:
-        name = self._encoder.name
-        message = f"gist encoder {name!r} failed on LOD{lod}: {type(error).__name__}: {error}"
-        return ModelError(message, encoder=name, lod=lod)
-
-    def _called(self, lod: int, n: int) -> None:
+    def _encode(self, lod: int, n: int, encode: Callable[[], Gists]) -> Gists:
+        """Run the encoder; whatever it raises, or another shape than asked, is a `ModelError`."""
+        name, codec = self._encoder.name, self.codec
         self.encode_calls[lod] = self.encode_calls.get(lod, 0) + n
+        try:
+            gists = encode()
+        except Exception as error:
+            message = f"gist encoder {name!r} failed on LOD{lod}: {type(error).__name__}: {error}"
+            raise ModelError(message, encoder=name, lod=lod) from error
+        shapes = gists.rows.shape, gists.aux.shape
+        if shapes != ((n, codec.slots, codec.width), (n, codec.aux)):
+            message = (
+                f"gist encoder {name!r} gave LOD{lod} arrays of shape {shapes} for {n} nodes; it "
+                f"declares {codec.slots} slots of width {codec.width} and {codec.aux} aux numbers"
+            )
+            raise ModelError(message, encoder=name, lod=lod)
+        return gists
 
     def _checked(self, lod: int, first: int, gists: Gists) -> Gists:
         if self.codec.is_finite(gists):

@@ -19,7 +19,10 @@ __all__ = ["trust_of_blocks"]
 def trust_of_blocks(journal: Journal, first: int, stop: int) -> NDArray[np.uint8]:
     """Return the trust of full blocks `[first, stop)`, uint8[n]."""
     starts_at, ends_at = first * BLOCK_SIZE, stop * BLOCK_SIZE
-    rows = journal.messages(journal.message_at(starts_at), journal.message_at(ends_at - 1) + 1)
+    owner, last = journal.message_at(starts_at), journal.message_at(ends_at - 1)
+    rows = journal.messages(owner, last + 1)
+    if owner == last:
+        return np.full(stop - first, rows["trust"][0], np.uint8)
     rows = rows[rows["n_tokens"] > 0]  # settings hold no tokens and taint nothing
     starts = rows["start"].astype(np.int64)
     edges = np.arange(starts_at, ends_at, BLOCK_SIZE)

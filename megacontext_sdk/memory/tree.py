@@ -269,10 +269,12 @@ class MegaContextTree:
             StorageError: the append was refused; nothing changed.
         """
         self._check_ids(token_ids)
-        before, tail = self.n_blocks, self.tail
+        before, tail, rollbacks = self.n_blocks, self.tail, self._journal.n_rollbacks
         ticket = self._journal.append(token_ids, messages, op=op, key=key, ts_us=ts_us)
         n_new = self.n_blocks - before
-        if n_new:
+        if self._journal.n_rollbacks != rollbacks:
+            self._gists.grow()  # what lies before these tokens is not what it was
+        elif n_new:
             ids = np.concatenate([tail, np.asarray(token_ids, np.int32)])
             self._gists.grow(ids[: n_new * BLOCK_SIZE].reshape(-1, BLOCK_SIZE))
         return ticket
@@ -318,7 +320,8 @@ class MegaContextTree:
             ConfigError: a node that does not exist.
         """
         if node.lod:
-            return self.gists(node.lod, np.array([node.index]))[0]
+            gist: Floats = self.gists(node.lod, np.array([node.index]))[0]
+            return gist
         if node.index == self.n_blocks:
             ids = self.tail
         else:
