@@ -99,7 +99,9 @@ class RuntimeSettings:
 class StorageSettings:
     """Durability and locking of the memory's directory."""
 
-    durability: str = kinds.name("sync", "what `append` waits for; the storage knows the words")
+    durability: str = kinds.name(
+        "sync", "what `append` waits for; the storage knows the words", what="a word"
+    )
     lock_timeout_seconds: float | None = kinds.number(
         None, 0.0, 86_400.0, "how long to wait for another writer; unset: do not wait"
     )

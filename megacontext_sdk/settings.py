@@ -62,13 +62,13 @@ def choice(default: int | str, allowed: tuple[int | str, ...], doc: str) -> Any:
     )
 
 
-def name(default: str, doc: str) -> Any:  # noqa: ANN401
-    """Make a field that holds a provider's name."""
+def name(default: str, doc: str, what: str = "a provider's name") -> Any:  # noqa: ANN401
+    """Make a field that holds a name of lower-case letters, digits and hyphens."""
 
     def fits(value: object) -> bool:
         return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
-    return _field(default, fits, f"a provider's name such as {default!r}", doc, str)
+    return _field(default, fits, f"{what} such as {default!r}", doc, str)
 
 
 def sinks(default: tuple[str, ...], doc: str) -> Any:  # noqa: ANN401

@@ -49,7 +49,7 @@ def test_no_source_file_holds_a_leftover(sources, root):
 
 def test_no_code_is_read_from_data(sources):
     """No pickle anywhere: a memory from elsewhere must not run code."""
-    banned = re.compile(r"\bimport pickle\b|allow_pickle=True|\beval\(|\bexec\(|\bmarshal\b")
+    banned = re.compile(r"\bimport pickle\b|allow_pickle=True|(?<![.\w])(eval|exec)\(|\bmarshal\b")
     assert [] == [file for file in sources if banned.search(file.read_text(encoding="utf-8"))]
 
 
