@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GistStore"]
 
-_CHUNK = 4096  # blocks encoded and handed over at once: 128 Ki tokens
+_CHUNK_NUMBERS = 2**18  # of gists encoded and handed over at once: 1,024 blocks at width 256
 _KEPT = 64  # rows of a small append are kept decoded, for they are read next
 
 _log = logging.getLogger(__name__)
@@ -88,6 +88,8 @@ class GistStore:
         self._encoder = encoder
         self._services = services
         self._read_only = read_only
+        rows = _CHUNK_NUMBERS // (codec.slots * codec.width) // BLOCK_SIZE * BLOCK_SIZE
+        self._chunk = max(rows, 2 * BLOCK_SIZE)
         self._seen_rollbacks = journal.n_rollbacks
 
     def open(self) -> None:
@@ -168,7 +170,7 @@ class GistStore:
         n_blocks, at = self._journal.n_blocks, self.count(1)
         fresh_from = n_blocks - (0 if blocks is None else len(blocks))
         while at < n_blocks:
-            stop = min(at + _CHUNK, n_blocks)
+            stop = min(at + self._chunk, n_blocks)
             if blocks is not None and at >= fresh_from:
                 ids = blocks[at - fresh_from : stop - fresh_from]
             else:
@@ -181,7 +183,7 @@ class GistStore:
         for lod in range(2, MAX_LOD + 1):
             at, stop = self.count(lod), self.count(lod - 1) // BLOCK_SIZE
             while at < stop:
-                end = min(at + _CHUNK // BLOCK_SIZE, stop)
+                end = min(at + self._chunk // BLOCK_SIZE, stop)
                 children = self._load(lod - 1, np.arange(at * BLOCK_SIZE, end * BLOCK_SIZE))
                 self._store_parents(lod, children)
                 at = end

@@ -147,7 +147,7 @@ def memory(tmp_path):
     memory.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def build():
     """The functions above, for tests: `build.append`, `build.ids`, `build.records`."""
 

@@ -30,6 +30,15 @@ def test_row02_addresses_equal_brute_force(lod, index):
     assert all(a.end == b.start for a, b in pairwise(spans))
 
 
+def test_row02_the_golden_counts_of_a_hundred_thousand_tokens(memory, build):
+    tree = memory.open()
+    build.append(tree, build.ids(100_000))
+    assert {1: 3125, 2: 97, 3: 3} == tree.stats().nodes
+    cover = tree.cover(Span(0, 100_000), max_rows=25)
+    assert [3, 1, 21] == [sum(node.lod == lod for node in cover) for lod in (3, 2, 1)]
+    assert 25 == levels.min_cost(100_000)
+
+
 def test_row02_nodes_of_a_hundred_blocks_and_a_tail(memory, build):
     tree = memory.open()
     build.append(tree, build.ids(100 * 32 + 7))

@@ -6,6 +6,8 @@ import logging
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from megacontext_sdk.builtin.mean_gist import MeanGistEncoder
 from megacontext_sdk.contracts.gist import Gists
@@ -203,6 +205,44 @@ def test_a_row_that_cannot_be_stored_is_refused_before_anything_is_written(
     object.__setattr__(memory.services.info, "hidden_size", width)
     with pytest.raises(ConfigError):
         memory.open(gist_dtype=dtype or "f8")
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.integers(1, 1500),  # append so many tokens
+        st.just("reopen"),
+        st.tuples(st.integers(0, 120), st.integers(0, 4)),  # crash with so many rows left
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(steps=STEPS, slots=st.sampled_from([1, 4]))
+def test_row09_any_appends_restarts_and_crashes_leave_the_tree_of_one_append(
+    tmp_path_factory, build, steps, slots
+):
+    folder = tmp_path_factory.mktemp("memory")
+    memory = build.memory(folder)
+    memory.open(slots=slots)
+    ids = np.empty(0, np.int32)
+    for number, step in enumerate(steps):
+        if isinstance(step, int):
+            part = build.ids(step, seed=number)
+            build.append(memory.tree, part)
+            ids = np.concatenate([ids, part])
+        elif step == "reopen":
+            memory.open(slots=slots)
+        else:
+            memory.crash({1: step[0], 2: min(step[1], step[0] // 32)})
+            memory.open(slots=slots)
+    whole = build.memory(folder)
+    build.append(whole.open(slots=slots), ids)
+    for one, other in zip(gists_of(whole.tree), gists_of(memory.tree), strict=True):
+        np.testing.assert_array_equal(one, other)
+    whole.close()
+    memory.close()
 
 
 @pytest.mark.parametrize(("trusts", "expected"), [([3, 0, 3], [0, 0]), ([3, 2, 1], [2, 1])])
