@@ -141,7 +141,8 @@ def _summary(summary: run.Summary) -> Table:
     )
     table.add_row("tokens in history", f"{summary.n_tokens:,}")
     table.add_row("rows in the window", f"{summary.max_rows:,} (budget {summary.w_max:,})")
-    table.add_row("taking in", f"{summary.append_tokens_per_second:,.0f} tokens/s, durable")
+    if summary.append_tokens_per_second is not None:
+        table.add_row("taking in", f"{summary.append_tokens_per_second:,.0f} tokens/s, durable")
     table.add_row("ms per question", f"{summary.ms_per_question:,.0f}")
     table.add_row("ms per token", f"{summary.ms_per_token:,.1f}")
     table.add_row("bytes per token", f"{summary.bytes_per_token:,.1f}")

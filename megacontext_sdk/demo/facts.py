@@ -19,12 +19,11 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 NAMES = _words(
-    "Adam Alma Anna Ben Boris Carla Clara Cora David Dora Emma Erik Felix Fiona George Grace Henry "
-    "Hugo Ines Iris Ivan Jack Jonas Karin Kate Lars Leo Linda Maria Milo Mona Nina Noah Norma Olga "
-    "Otto Paul Peter Quinn Rosa Ruth Sam Simon Theo Tina Umar Ursula Vera Victor Wanda Wilma Xenia "
-    "Yara Yusuf Zara Zoe"
+    "Alma Anna Ben Boris Carla Clara David Dora Emma Erik Felix Fiona George Grace Henry Hugo Ines "
+    "Iris Jack Jonas Karin Kate Lars Leo Maria Mona Nina Noah Olga Otto Paul Peter Quinn Rosa Ruth "
+    "Sam Sandra Simon Theo Tina Umar Ursula Vera Victor Wanda Xenia Yara Yusuf Zara Zoe"
 )
-"""First names the reference model answers for as often as for those it was trained with."""
+"""First names the reference model learned to read as names; for others it answers less often."""
 
 
 @attrs.frozen

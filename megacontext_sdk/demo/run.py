@@ -18,6 +18,7 @@ import attrs
 from megacontext_sdk.demo.facts import is_correct, make_facts
 from megacontext_sdk.demo.history import build_history
 from megacontext_sdk.demo.texts import open_library
+from megacontext_sdk.errors import ConfigError
 from megacontext_sdk.session import MemorySession
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Summary:
         n_right, n_asked: answers.
         n_tokens: history, questions and answers included.
         max_rows, w_max: largest window seen and its budget.
-        append_tokens_per_second: taking in, durable.
+        append_tokens_per_second: taking in, durable; None if the memory was there already.
         ms_per_question: median from question to finished answer.
         ms_per_token: over a longer reply, refocus included.
         bytes_per_token: on disk, everything.
@@ -122,7 +123,7 @@ class Summary:
     n_tokens: int
     max_rows: int
     w_max: int
-    append_tokens_per_second: float
+    append_tokens_per_second: float | None
     ms_per_question: float
     ms_per_token: float
     bytes_per_token: float
@@ -140,6 +141,7 @@ def run_demo(settings: DemoSettings) -> Iterator[Began | Progress | Answer | Sum
     Raises:
         FileNotFoundError: `settings.data_dir` does not hold the texts.
         ValueError: more facts than there are people and kinds.
+        ConfigError: `settings.path` is a memory that does not hold these facts.
         MegaContextError: whatever the session refuses.
     """
     facts = make_facts(settings.n_facts, settings.seed)
@@ -151,10 +153,11 @@ def run_demo(settings: DemoSettings) -> Iterator[Began | Progress | Answer | Sum
     ):
         yield Began(path, open_library(settings.data_dir).origin)
         started = perf_counter()
-        told: dict[Fact, Span] = {}
-        for n_tokens in _take_in(session, facts, settings, told):
+        told = _already_told(session, facts)
+        fresh = not told
+        for n_tokens in _take_in(session, facts, settings, told) if fresh else ():
             yield Progress(n_tokens, settings.n_tokens)
-        taken = session.stats().n_tokens / (perf_counter() - started)
+        taken = session.stats().n_tokens / (perf_counter() - started) if fresh else None
         answers = []
         for fact in _choose(told, settings):
             answers.append(_ask(session, fact, told[fact]))
@@ -169,6 +172,23 @@ def _folder(path: Path | None) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="megacontext-demo-") as folder:
         yield Path(folder) / "demo.mc"
+
+
+def _already_told(session: MemorySession, facts: list[Fact]) -> dict[Fact, Span]:
+    """Return where an earlier run told the facts; nothing for a new memory."""
+    n_tokens = session.stats().n_tokens
+    if not n_tokens:
+        return {}
+    spans = {message.text: message.span for message in session.messages()}
+    told = {fact: spans[fact.text] for fact in facts if fact.text in spans}
+    if len(told) < len(facts):
+        raise ConfigError(
+            f"the memory holds {len(told)} of the demo's {len(facts)} facts; choose a new path, "
+            "or the seed and number of facts it was made with",
+            field="path",
+            value=str(session.path),
+        )
+    return told
 
 
 def _take_in(
@@ -240,7 +260,7 @@ def _shown_in_full(reply: Reply, told_at: Span) -> bool:
     return bool(touching) and all(entry.lod == 0 for entry in touching)
 
 
-def _sum_up(session: MemorySession, answers: list[Answer], taken: float) -> Summary:
+def _sum_up(session: MemorySession, answers: list[Answer], taken: float | None) -> Summary:
     story = session.generate(_STORY_PROMPT, max_new_tokens=_STORY_TOKENS)
     stats = session.stats()
     times = sorted(answer.seconds for answer in answers)
