@@ -1,6 +1,6 @@
-"""Which slots of a window are live, and at which positions: the bookkeeping beside the buffers.
+"""Which slots of a window are live, and at which positions: the bookkeeping every window needs.
 
-It checks what the contract forbids and holds no keys or values.
+It checks what the contract of `Window` forbids, and holds no keys or values.
 """
 
 from __future__ import annotations
@@ -25,17 +25,35 @@ class SlotTable:
         positions: int64[capacity], where each row is now.
         base_positions: int64[capacity], where its base keys were written.
         n_live: number of live slots.
+        end: one more than the largest live slot; equals `n_live` while slots are packed.
+        top: largest position of a live slot, -1 if there is none.
     """
 
     def __init__(self, capacity: int, trained_window: int) -> None:
         self.positions = np.full(capacity, -1, np.int64)
         self.base_positions = np.full(capacity, -1, np.int64)
         self.n_live = 0
+        self.end = 0
+        self.top = -1
         self._trained_window = trained_window
 
     def live_slots(self) -> Indices:
         """Return the live slots in ascending order, int64[n_live]."""
         return np.flatnonzero(self.positions >= 0)
+
+    def append(self, slot: int, position: int) -> bool:
+        """Note one row behind all others; False, and nothing noted, if it is not that.
+
+        True means slots are packed, this slot comes next and its position is the largest, so the
+        row sees every live slot and attention needs no mask.
+        """
+        fits = slot == self.n_live == self.end < len(self.positions)
+        if not (fits and self.top < position < self._trained_window):
+            return False
+        self.positions[slot] = self.base_positions[slot] = position
+        self.n_live = self.end = slot + 1
+        self.top = position
+        return True
 
     def write(self, slots: Indices, positions: Indices) -> None:
         """Note rows written at these positions."""
@@ -62,6 +80,7 @@ class SlotTable:
         for column in (self.positions, self.base_positions):
             column[target] = column[source]
         self.positions[source] = -1
+        self._count()
 
     def move(self, slots: Indices, positions: Indices) -> None:
         """Note new positions of live rows.
@@ -72,6 +91,7 @@ class SlotTable:
         self.check_live(slots)
         self.check_places(slots, positions)
         self.positions[slots] = positions
+        self._count()
 
     def check(self, rows: RowBatch, positions: Indices, slots: Indices) -> None:
         """Check a write.
@@ -127,4 +147,7 @@ class SlotTable:
             raise ModelError("a slot was named twice in one call; name each once")
 
     def _count(self) -> None:
-        self.n_live = int(np.count_nonzero(self.positions >= 0))
+        live = self.live_slots()
+        self.n_live = len(live)
+        self.end = int(live[-1]) + 1 if self.n_live else 0
+        self.top = int(self.positions.max(initial=-1))
