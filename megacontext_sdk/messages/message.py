@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from megacontext_sdk.contracts.arrays import Indices
     from megacontext_sdk.messages.body import MessageBody
 
 __all__ = ["Message", "MessageReader", "load_messages", "merge_parts"]
@@ -74,8 +75,8 @@ class MessageReader(Protocol):
     def messages(self, start: int, stop: int) -> NDArray[np.void]:
         """MESSAGE rows of `[start, stop)`."""
 
-    def bodies(self, numbers: Sequence[int]) -> Sequence[bytes]:
-        """Bodies of the numbers."""
+    def bodies(self, numbers: Indices) -> Sequence[bytes]:
+        """Bodies of message numbers int64[n]."""
 
 
 def load_messages(
@@ -96,7 +97,7 @@ def load_messages(
         end += 1
     while start < end and not _begins(journal, start):
         start += 1
-    bodies = journal.bodies(range(start, end))
+    bodies = journal.bodies(np.arange(start, end))
     return merge_parts(start, journal.messages(start, end), bodies, text_of)
 
 
