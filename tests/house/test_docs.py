@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import megacontext_sdk
-from megacontext_sdk import errors, hookspecs
+from megacontext_sdk import errors, hookspecs, testing
 from megacontext_sdk.builtin import sinks
 from megacontext_sdk.catalogue import KINDS
 from megacontext_sdk.config import ENV_PREFIX, RESERVED_ENV, Config
@@ -138,3 +138,9 @@ def test_every_skipped_example_states_its_reason():
         if re.search(r"<!---? *skip: *\w+ *-?-->", file.read_text(encoding="utf-8"))
     ]
     assert [] == silent
+
+
+@pytest.mark.parametrize("kit", testing.__all__)
+def test_every_conformance_kit_loads_and_is_named_with_its_contract(kit):
+    assert kit == getattr(testing, kit).__name__
+    assert f"`megacontext_sdk.testing.{kit}`" in page("contracts")
