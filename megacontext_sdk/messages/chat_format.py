@@ -111,7 +111,7 @@ class ChatFormat:
     def _literal(self, text: str) -> Ids:
         """Encode a piece of the format once; special tokens count."""
         if text not in self._cache:
-            ids = self._tokenizer.encode(text, special=True) if text else _ids([])
+            ids = np.array(self._tokenizer.encode(text, special=True) if text else [], np.int32)
             ids.flags.writeable = False
             self._cache[text] = ids
         return self._cache[text]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megacontext_sdk.builtin.byte_tokenizer import ByteTokenizer
 from megacontext_sdk.contracts.model import Tokenizer
 from megacontext_sdk.errors import ConfigError, ModelError
 from megacontext_sdk.messages import ChatFormat
@@ -142,6 +143,20 @@ def test_every_role_of_chatml_equals_the_template(turns):
     tokenizer = CharTokenizer(CHATML)
     expected = tokenizer.decode(whole(tokenizer, turns))
     assert expected == tokenizer.decode(concatenated(ChatFormat(tokenizer), turns))
+
+
+@pytest.mark.parametrize("turns", [ALTERNATING, WITH_SYSTEM, WITH_TOOL, MIXED])
+def test_the_echo_models_format_equals_its_template(turns):
+    tokenizer = ByteTokenizer()
+    chat = ChatFormat(tokenizer, tokenizer.bos_id)
+    np.testing.assert_array_equal(whole(tokenizer, turns), concatenated(chat, turns))
+    assert [tokenizer.end_id] == chat.reply_footer_ids().tolist()
+
+
+def test_pieces_handed_out_cannot_be_spoiled():
+    chat = ChatFormat(ByteTokenizer())
+    with pytest.raises(ValueError, match="read-only"):
+        chat.reply_header_ids()[0] = 0
 
 
 def test_a_first_system_message_replaces_the_default_system_prompt():
