@@ -101,6 +101,8 @@ def check_swap(before: EntryArrays, after: EntryArrays, origin: Indices) -> None
     Raises:
         InvariantError: half a swap.
     """
+    if len(origin) != len(after):
+        _fail(InvariantError, "I8", f"{len(after)} entries, but {len(origin)} origins")
     left = np.ones(len(before), dtype=np.bool_)
     left[origin[origin >= 0]] = False
     came = origin < 0

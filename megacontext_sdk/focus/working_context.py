@@ -428,8 +428,8 @@ class WorkingContext:
     ) -> AppliedPlan:
         """Check the edited entries as a whole and put them in place."""
         entries = self._finish(draft, protection)
-        check_swap(self._state.entries, entries, draft.origin)
         check_entries(entries, draft.n_tokens, self.budget, protection)
+        check_swap(self._state.entries, entries, draft.origin)
         state = attrs.evolve(
             self._state,
             entries=entries,
