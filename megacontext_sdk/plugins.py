@@ -89,6 +89,11 @@ class Plugins:
         """Plugins that were left out, and why."""
         return self.catalogue.failures
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Registered plugins, the built-in one included: name, with distribution if it has one."""
+        return tuple(name for name, _ in self._manager.list_name_plugin())
+
     def names(self, kind: str) -> tuple[str, ...]:
         """Return the names of a role's providers, sorted."""
         return self.catalogue.names(kind)

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from megacontext_sdk.testing.focus import AllocatorConformance
     from megacontext_sdk.testing.gist import GistEncoderConformance
     from megacontext_sdk.testing.model import ModelAdapterConformance
+    from megacontext_sdk.testing.plugin import PluginConformance
     from megacontext_sdk.testing.storage import StorageConformance
 
 __all__ = [
     "AllocatorConformance",
     "GistEncoderConformance",
     "ModelAdapterConformance",
+    "PluginConformance",
     "StorageConformance",
 ]
 
@@ -28,6 +30,7 @@ _KITS = {
     "AllocatorConformance": "focus",
     "GistEncoderConformance": "gist",
     "ModelAdapterConformance": "model",
+    "PluginConformance": "plugin",
     "StorageConformance": "storage",
 }
 
