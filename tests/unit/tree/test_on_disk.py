@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-pytest.importorskip("megacontext_duckdb", reason="the DuckDB backend is not installed")
+pytest.importorskip("megacontext_duckdb.store", reason="the DuckDB backend is not installed")
 
 # Runs in a process of its own: `ingest` writes n tokens, `read` opens them again.
 SCRIPT = """
 import hashlib, json, resource, sys
 from pathlib import Path
 import numpy as np
-from megacontext_duckdb import DuckDBStorage
+from megacontext_duckdb.store import DuckDBStorage
 from megacontext_sdk.builtin.mean_gist import MeanGistEncoder
 from megacontext_sdk.memory.journal import MessageRecord
 from megacontext_sdk.memory.lod import Span
