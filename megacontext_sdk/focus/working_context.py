@@ -7,35 +7,41 @@ Not thread-safe: one session owns one working context.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
 
 from megacontext_sdk.contracts.positions import Layout
-from megacontext_sdk.errors import BudgetError, ConfigError, InvariantError, ProtectionError
+from megacontext_sdk.errors import BudgetError, ConfigError, InvariantError
 from megacontext_sdk.focus import saved_layout
 from megacontext_sdk.focus.applied import AppliedPlan
-from megacontext_sdk.focus.entries import entries_from_nodes, freeze, no_entries
-from megacontext_sdk.focus.initial_layout import lay_out_blocks
+from megacontext_sdk.focus.entries import freeze, no_entries
+from megacontext_sdk.focus.growth import initial_entries, new_nodes
 from megacontext_sdk.focus.invariants import check_entries, check_swap, check_tiling
 from megacontext_sdk.focus.moves import Draft
-from megacontext_sdk.focus.protection import YIELD_LADDER, pinned_rows, protect, without
-from megacontext_sdk.focus.settling import settle
-from megacontext_sdk.memory.lod import BLOCK_SIZE, NodeId, minimal_cover, width
+from megacontext_sdk.focus.protection import YIELD_LADDER, protect, without
+from megacontext_sdk.focus.settling import Settler
+from megacontext_sdk.focus.wishes import (
+    check_length,
+    check_pins,
+    check_span,
+    legal,
+    nodes_to_collapse,
+    say,
+)
+from megacontext_sdk.memory.lod import BLOCK_SIZE, NodeId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from megacontext_sdk.contracts.arrays import Floats, Indices, Lods
+    from megacontext_sdk.contracts.arrays import Floats, Indices
     from megacontext_sdk.contracts.focus import Budget, EntryArrays, FocusAllocator, Move, Plan
     from megacontext_sdk.focus.protection import Protection
     from megacontext_sdk.memory.lod import Span
 
 __all__ = ["AppliedPlan", "WorkingContext"]
 
-_T = TypeVar("_T")
-_MAX_TOKENS = 2**48
 _ASKED = 1.0
 """Score that a user's wish leaves on the entries it made."""
 
@@ -143,8 +149,8 @@ class WorkingContext:
             ConfigError: a length no history can have.
             BudgetError: pins leave no tiling within the target.
         """
-        _check_length(n_tokens)
-        entries, protection = self._initial(n_tokens)
+        check_length(n_tokens)
+        entries, protection = initial_entries(n_tokens, self.budget, self.pins)
         check_entries(entries, n_tokens, self.budget, protection)
         origin: Indices = np.full(len(entries), -1, dtype=np.int64)
         return self._install(
@@ -160,7 +166,7 @@ class WorkingContext:
             ConfigError: the history would shrink.
             BudgetError: pins leave no tiling within the target.
         """
-        _check_length(n_tokens)
+        check_length(n_tokens)
         if n_tokens < self.n_tokens:
             raise ConfigError(
                 f"the history has {self.n_tokens} tokens and only grows, got n_tokens={n_tokens}",
@@ -170,7 +176,8 @@ class WorkingContext:
         if n_tokens == self.n_tokens:
             return self._report()
         draft = self._draft()
-        draft.append(*self._new_nodes(n_tokens), n_tokens)
+        nodes = new_nodes(self.n_tokens, n_tokens, self.cost, self.budget, self.pins)
+        draft.append(*nodes, n_tokens)
         # Between boundaries the tail may use the headroom; that is what it is for.
         is_boundary = n_tokens // BLOCK_SIZE > self.n_tokens // BLOCK_SIZE
         limit = self.budget.target if is_boundary else self.budget.w_max
@@ -236,18 +243,10 @@ class WorkingContext:
             ConfigError: the span is empty or not inside the history.
             BudgetError: pins above `pin_share`, or no room for the span; nothing changes.
         """
-        self._check_span("pin", span)
+        check_span("pin", span, self.n_tokens)
         pins = self.pins if span in self.pins else (*self.pins, span)
-        rows = pinned_rows(pins, self.n_tokens)
-        limit = int(self.budget.pin_share * self.budget.w_max)
-        if rows > limit:
-            raise BudgetError(
-                f"cannot pin {_say(span)}: that makes {rows} pinned rows, and pin_share allows "
-                f"{limit} of w_max {self.budget.w_max}; unpin spans or raise w_max",
-                needed=rows,
-                available=limit,
-            )
-        return self._wish(self._draft(), f"pin {_say(span)}", pins=pins)
+        check_pins(span, pins, self.n_tokens, self.budget)
+        return self._wish(self._draft(), f"pin {say(span)}", pins=pins)
 
     def unpin(self, span: Span) -> AppliedPlan:
         """Give up the pins of a span; its detail stays until room is needed.
@@ -257,7 +256,7 @@ class WorkingContext:
         """
         if not any(pin.overlaps(span) for pin in self.pins):
             raise ConfigError(
-                f"cannot unpin {_say(span)}: nothing in it is pinned", field="span", value=span
+                f"cannot unpin {say(span)}: nothing in it is pinned", field="span", value=span
             )
         return self._settle(self._draft(), pins=without(self.pins, span), limit=self.budget.w_max)
 
@@ -271,12 +270,12 @@ class WorkingContext:
         draft = self._draft()
         if isinstance(target, NodeId):
             node = target
-            moves = [_legal(lambda: draft.expand(node, _ASKED), f"expand {node}")]
+            moves = [legal(lambda: draft.expand(node, _ASKED), f"expand {node}")]
             return self._wish(draft, f"expand {node}", moves=moves, guard=node.span)
-        self._check_span("expand", target)
+        check_span("expand", target, self.n_tokens)
         wanted = protect(self.n_tokens, self.budget, (target,)).pins
         moves = draft.open(wanted, _ASKED, "user")
-        return self._wish(draft, f"expand {_say(target)}", moves=moves, guard=target)
+        return self._wish(draft, f"expand {say(target)}", moves=moves, guard=target)
 
     def collapse(self, target: Span | NodeId) -> AppliedPlan:
         """Show a node, or the full blocks of a span, as coarsely as complete gists allow.
@@ -285,10 +284,10 @@ class WorkingContext:
             ConfigError: there is no complete node to collapse into, or a part is protected.
         """
         draft = self._draft()
-        nodes = self._nodes_of(target)
-        moves = _legal(
+        nodes = nodes_to_collapse(target, self.n_tokens)
+        moves = legal(
             lambda: [move for node in nodes for move in draft.fold(node, -_ASKED, "user")],
-            f"collapse {_say(target)}",
+            f"collapse {say(target)}",
         )
         return self._settle(draft, moves=moves, limit=self.budget.w_max)
 
@@ -330,49 +329,6 @@ class WorkingContext:
         """Turn a draft into entries: the one place where they are made after the first layout."""
         return draft.finish(protection)
 
-    def _initial(self, n_tokens: int) -> tuple[EntryArrays, Protection]:
-        """Return the initial layout; protections give way before it is refused."""
-        refusal: BudgetError | None = None
-        for yielded in YIELD_LADDER:
-            protection = protect(n_tokens, self.budget, self.pins, yielded)
-            tail = n_tokens % BLOCK_SIZE
-            try:
-                lods, indices = lay_out_blocks(
-                    0,
-                    n_tokens - tail,
-                    protection.held,
-                    self.budget.target - tail,
-                    self.budget.gist_slots,
-                    is_strict=True,
-                )
-            except BudgetError as error:
-                refusal = refusal or error
-                continue
-            nodes = _with_tail(lods, indices, n_tokens)
-            entries = entries_from_nodes(*nodes, n_tokens, self.budget.gist_slots)
-            protected, pinned = protection.mark(entries)
-            return attrs.evolve(entries, protected=protected, pinned=pinned), protection
-        raise refusal or BudgetError("no layout", needed=0, available=0)
-
-    def _new_nodes(self, n_tokens: int) -> tuple[Lods, Indices]:
-        """Return nodes for the blocks that came, and the tail: recents raw, a bulk coarsely."""
-        first, end = self.n_tokens // BLOCK_SIZE, n_tokens // BLOCK_SIZE
-        free = self.budget.target - self.cost
-        if (end - first) * BLOCK_SIZE <= max(free - BLOCK_SIZE, self.budget.recent_tokens):
-            blocks = np.arange(first, end, dtype=np.int64)
-            return _with_tail(np.zeros(end - first, dtype=np.uint8), blocks, n_tokens)
-        # A bulk may claim its share of the rows; making room then takes it from the rest.
-        share = self.budget.target * (n_tokens - self.n_tokens) // n_tokens
-        lods, indices = lay_out_blocks(
-            first * BLOCK_SIZE,
-            end * BLOCK_SIZE,
-            protect(n_tokens, self.budget, self.pins).held,
-            max(free, share) - n_tokens % BLOCK_SIZE,
-            self.budget.gist_slots,
-            is_strict=False,
-        )
-        return _with_tail(lods, indices, n_tokens)
-
     def _wish(
         self,
         draft: Draft,
@@ -405,15 +361,14 @@ class WorkingContext:
         budget = budget or self.budget
         pins = self.pins if pins is None else pins
         try:
-            settled = settle(
-                draft,
-                budget,
-                pins,
-                self._allocator,
-                ladder=YIELD_LADDER if may_yield else (self.protection.yielded,),
+            settler = Settler(
+                budget=budget,
+                allocator=self._allocator,
                 limit=budget.target if limit is None else limit,
                 guard=guard,
             )
+            ladder = YIELD_LADDER if may_yield else (self.protection.yielded,)
+            settled = settler.settle(draft, pins, ladder)
             done = (*moves, *settled.moves)
             return self._swap(settled.draft, pins, settled.protection, done)
         except InvariantError as error:
@@ -484,60 +439,3 @@ class WorkingContext:
         except InvariantError:
             pass  # the state we would go back to is broken too: build a new one
         return attrs.evolve(self.lay_out(n_tokens), violation=violation, rebuilt=True)
-
-    def _nodes_of(self, target: Span | NodeId) -> list[NodeId]:
-        """Return the complete nodes a collapse of a span or node ends in."""
-        if isinstance(target, NodeId):
-            complete = target.index >= 0 and (target.index + 1) * width(target.lod) <= self.n_tokens
-            nodes = [target] if target.lod > 0 and complete else []
-        else:
-            self._check_span("collapse", target)
-            start = -(-target.start // BLOCK_SIZE) * BLOCK_SIZE
-            nodes = minimal_cover(start, max(start, target.end // BLOCK_SIZE * BLOCK_SIZE))
-        if not nodes:
-            raise ConfigError(
-                f"cannot collapse {_say(target)}: it holds no complete gist of "
-                f"{self.n_tokens} tokens (I5)",
-                field="target",
-                value=target,
-            )
-        return nodes
-
-    def _check_span(self, verb: str, span: Span) -> None:
-        if not 0 <= span.start < span.end <= self.n_tokens:
-            raise ConfigError(
-                f"cannot {verb} {_say(span)}: a span lies inside [0, {self.n_tokens}) and is "
-                "not empty",
-                field="span",
-                value=span,
-            )
-
-
-def _check_length(n_tokens: int) -> None:
-    if not 0 <= n_tokens <= _MAX_TOKENS:
-        raise ConfigError(
-            f"a history has 0 to {_MAX_TOKENS} tokens, got n_tokens={n_tokens}",
-            field="n_tokens",
-            value=n_tokens,
-        )
-
-
-def _with_tail(lods: Lods, indices: Indices, n_tokens: int) -> tuple[Lods, Indices]:
-    """Add the partial tail, if there is one."""
-    if n_tokens % BLOCK_SIZE == 0:
-        return lods, indices
-    return np.append(lods, np.uint8(0)), np.append(indices, n_tokens // BLOCK_SIZE)
-
-
-def _legal(edit: Callable[[], _T], wish: str) -> _T:
-    """Make an edit, or refuse it in the user's terms."""
-    try:
-        return edit()
-    except ProtectionError as error:
-        raise ConfigError(
-            f"cannot {wish}: {error.detail} (I9)", field="target", value=wish
-        ) from error
-
-
-def _say(target: Span | NodeId) -> str:
-    return str(target) if isinstance(target, NodeId) else f"[{target.start}, {target.end})"
