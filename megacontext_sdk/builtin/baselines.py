@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megacontext_sdk.builtin.heuristic import HeuristicFocus, HeuristicWeights
-from megacontext_sdk.builtin.threshold import candidates, focus_scores
+from megacontext_sdk.builtin.threshold import choose, focus_scores
 from megacontext_sdk.contracts.focus import FocusPolicy
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from megacontext_sdk.contracts.focus import FocusView
 
 __all__ = ["Bm25Focus", "CosineFocus", "RandomFocus"]
-
-_NO_BLOCKS = np.empty(0, np.int64)
 
 
 class Bm25Focus(HeuristicFocus):
@@ -60,9 +58,9 @@ class RandomFocus(FocusPolicy):
         """Return float32[E]: chance, with zero where the budget is full."""
         entries = view.entries
         node = entries.lod.astype(np.uint64) << np.uint64(56) | entries.index.astype(np.uint64)
-        found = candidates(entries, _NO_BLOCKS)
         utility = _mix(node + self._seed * np.uint64(0x9E3779B97F4A7C15)) / 2.0**64
-        return focus_scores(found, utility, entries, view.budget)
+        choice = choose(entries, utility, (), view.budget)
+        return focus_scores(entries, utility, choice, view.budget)
 
 
 def _mix(x: Nodes) -> Nodes:

@@ -1,6 +1,6 @@
 """Heuristic focus, the default: shared rare words first, then similarity, recency, precision.
 
-Six features, one weighted sum, and the line where the budget is full. No training, no state: what
+Five features, one weighted sum, and the line where the budget is full. No training, no state: what
 it keeps between calls are only values of pure functions. Source: `docs/explanation` on focus.
 """
 
@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 
 from megacontext_sdk.builtin.node_cache import NodeCache
-from megacontext_sdk.builtin.threshold import candidates, focus_scores
+from megacontext_sdk.builtin.threshold import choose, focus_scores, signed_size, spread
 from megacontext_sdk.contracts.focus import FocusPolicy, Reveal
 from megacontext_sdk.memory.lod import BLOCK_SIZE, widths
 
@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from megacontext_sdk.builtin.threshold import Candidates
     from megacontext_sdk.contracts.arrays import Floats, Indices
-    from megacontext_sdk.contracts.focus import FocusView, LexicalHits
+    from megacontext_sdk.contracts.focus import EntryArrays, FocusView, LexicalHits
 
 __all__ = ["HeuristicFocus", "HeuristicWeights"]
 
@@ -49,20 +48,43 @@ class HeuristicWeights:
     """How much each feature, all in [0, 1], counts."""
 
     lexical: float = 1.0
-    cosine: float = 0.4
+    cosine: float = 0.1
     recency: float = 0.2
     stickiness: float = 0.1
     precision: float = 0.15
 
 
 @attrs.frozen(eq=False)
-class _Appraisal:
-    """What the policy thinks of one view: candidates and their scores, float32[C]."""
+class _Nodes:
+    """Nodes to appraise: int64[n] each; a block is the LOD1 node over it."""
+
+    lod: Indices
+    index: Indices
+    is_raw: NDArray[np.bool_]
+
+    @property
+    def end(self) -> Indices:
+        """Token index past the last token of each."""
+        end: Indices = (self.index + 1) * widths(self.lod)
+        return end
+
+
+@attrs.frozen(eq=False)
+class _Hits:
+    """Hits as ranges of full blocks with a lexical feature in (0, 1]; all blocks they touch."""
+
+    ranges: tuple[range, ...]
+    feature: NDArray[np.float64]
+    blocks: Indices
+
+
+@attrs.frozen(eq=False)
+class _Opinion:
+    """What the policy thinks of one view."""
 
     view: FocusView
-    blocks: Indices
-    found: Candidates
     scores: Floats
+    reveals: tuple[Reveal, ...]
 
 
 class HeuristicFocus(FocusPolicy):
@@ -79,72 +101,105 @@ class HeuristicFocus(FocusPolicy):
         self._cosines = NodeCache()
         self._precision = NodeCache()
         self._query: Floats | None = None
-        self._last: _Appraisal | None = None
+        self._last: _Opinion | None = None
 
     def score(self, view: FocusView) -> Floats:
-        """Return float32[E] in [-1, 1]; zero where the budget is full."""
-        return self._appraise(view).scores[: len(view.entries)]
+        """Return float32[E] in [-1, 1]: what the budget has room for is above zero."""
+        return self._opinion(view).scores
 
     def reveals(self, view: FocusView, limit: int) -> Sequence[Reveal]:
-        """Return the blocks of lexical hits under coarse entries that are above the line."""
-        seen = self._appraise(view)
-        scores = seen.scores[len(view.entries) :]
-        order = np.lexsort((-seen.blocks, -scores))[: max(limit, 0)]
-        return [
-            Reveal(block=int(seen.blocks[i]), utility=float(scores[i]), reason="lexical")
-            for i in order
-            if scores[i] > 0
-        ]
+        """Return the blocks of lexical hits under coarse entries the budget has room for."""
+        return self._opinion(view).reveals[: max(limit, 0)]
 
-    def _appraise(self, view: FocusView) -> _Appraisal:
+    def _opinion(self, view: FocusView) -> _Opinion:
         if self._last is None or self._last.view is not view:
-            blocks, lexical = _hit_blocks(view.hits, view.n_blocks)
-            is_hidden = _covering_lod(view, blocks) >= 2
-            found = candidates(view.entries, blocks[is_hidden])
-            utility = self._utility(view, found, blocks, lexical)
-            scores = focus_scores(found, utility, view.entries, view.budget)
-            self._last = _Appraisal(view, blocks[is_hidden], found, scores)
+            self._last = self._form_opinion(view)
         return self._last
 
-    def _utility(
-        self, view: FocusView, found: Candidates, blocks: Indices, lexical: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
+    def _form_opinion(self, view: FocusView) -> _Opinion:
+        entries, budget = view.entries, view.budget
+        hits = _hit_blocks(view.hits, view.n_blocks) if self._weights.lexical else _NO_HITS
+        cover = np.searchsorted(entries.start, hits.blocks * BLOCK_SIZE, side="right") - 1
+        is_hidden = entries.lod[cover] > 1
+        hidden = hits.blocks[is_hidden]
+        own = self._utility(view, _nodes(entries, hidden))
+        of_block = own[cover]
+        of_block[is_hidden] = own[len(entries) :]
+        worth = self._worth(hits, of_block)
+        choice = choose(
+            entries,
+            own[: len(entries)],
+            list(zip(hits.ranges, worth.tolist(), strict=True)),
+            budget,
+        )
+        best = _best_of_blocks(hits, worth)
+        utility = own[: len(entries)].copy()
+        seen = cover[~is_hidden]
+        utility[seen] = np.maximum(utility[seen], best[~is_hidden])
+        scores = focus_scores(entries, utility, choice, budget)
+        wanted = np.isin(hidden, choice.blocks)
+        size = signed_size(
+            best[is_hidden] - choice.line, spread(utility[~entries.protected]), budget
+        )
+        return _Opinion(view, scores, _reveals(hidden[wanted], size[wanted]))
+
+    def _worth(self, hits: _Hits, of_block: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the utility of each hit: its words, and the mean of its blocks."""
+        if not hits.ranges:
+            return np.empty(0)
+        first = np.searchsorted(hits.blocks, [r.start for r in hits.ranges])
+        sums = np.concatenate([[0.0], np.cumsum(of_block)])
+        n_blocks = np.array([len(r) for r in hits.ranges])
+        means = (sums[first + n_blocks] - sums[first]) / n_blocks
+        worth: NDArray[np.float64] = self._weights.lexical * hits.feature + means
+        return worth
+
+    def _utility(self, view: FocusView, nodes: _Nodes) -> NDArray[np.float64]:
+        """Return the weighted sum of all features but the lexical one, float64[n]."""
         w = self._weights
-        total = w.lexical * _max_over_spans(found, blocks, lexical)
-        total += w.recency * np.exp(-np.maximum(view.n_tokens - found.end, 0) / RECENCY_TOKENS)
-        total += w.stickiness * found.is_raw
-        total += w.cosine * self._cosine(view, found)
-        total += w.precision * self._precision_bias(view, found)
+        total = w.recency * np.exp(-np.maximum(view.n_tokens - nodes.end, 0) / RECENCY_TOKENS)
+        total += w.stickiness * nodes.is_raw
+        if w.cosine:
+            total += w.cosine * self._cosine(view, nodes)
+        if w.precision:
+            total += w.precision * self._precision_bias(view, nodes)
         return total
 
-    def _cosine(self, view: FocusView, found: Candidates) -> NDArray[np.float64]:
-        """Return clip(z / 3, 0, 1), z the z-score of cos(query, gist) among candidates."""
+    def _cosine(self, view: FocusView, nodes: _Nodes) -> NDArray[np.float64]:
+        """Return clip(z / 3, 0, 1), z the z-score of cos(query, gist) among the nodes."""
         if self._query is None or not np.array_equal(self._query, view.query_vector):
             self._cosines.clear()
             self._query = view.query_vector.copy()
-        cosine = np.zeros(len(found))
-        lod = np.maximum(found.lod, 1)
-        index = found.start // widths(lod)
-        has_gist = (index + 1) * widths(lod) <= view.n_tokens
+        cosine = np.zeros(len(nodes.lod))
+        has_gist = nodes.end <= view.n_tokens
         if not has_gist.any() or not view.query_vector.any():
             return cosine
-        for level in np.unique(lod[has_gist]).tolist():
-            at = np.flatnonzero(has_gist & (lod == level))
-            cosine[at] = self._cosines.get(level, index[at], partial(_cosines, view, level))
-        ranked = cosine[found.is_free & has_gist]
-        if not len(ranked):
-            return np.zeros(len(found))
-        z = (cosine - ranked.mean()) / max(float(ranked.std()), MIN_SPREAD)
+        for lod in np.unique(nodes.lod[has_gist]).tolist():
+            at = np.flatnonzero(has_gist & (nodes.lod == lod))
+            cosine[at] = self._cosines.get(lod, nodes.index[at], partial(_cosines, view, lod))
+        known = cosine[has_gist]
+        z = (cosine - known.mean()) / max(float(known.std()), MIN_SPREAD)
         return np.where(has_gist, np.clip(z / COSINE_SPREAD, 0.0, 1.0), 0.0)
 
-    def _precision_bias(self, view: FocusView, found: Candidates) -> NDArray[np.float64]:
-        """Return min(1, n / 4) of blocks at LOD0 or LOD1, 0 for coarser nodes, float64[C]."""
-        block = found.start // BLOCK_SIZE
-        at = np.flatnonzero((found.lod <= 1) & (block < view.n_blocks))
-        bias = np.zeros(len(found))
-        counts = self._precision.get(0, block[at], view.tree.precision)
+    def _precision_bias(self, view: FocusView, nodes: _Nodes) -> NDArray[np.float64]:
+        """Return min(1, n / 4) of full blocks, 0 for coarser nodes, float64[n]."""
+        at = np.flatnonzero((nodes.lod == 1) & (nodes.index < view.n_blocks))
+        bias = np.zeros(len(nodes.lod))
+        counts = self._precision.get(0, nodes.index[at], view.tree.precision)
         bias[at] = np.minimum(1.0, counts / PRECISION_FULL)
         return bias
+
+
+_NO_HITS = _Hits((), np.empty(0), np.empty(0, np.int64))
+
+
+def _nodes(entries: EntryArrays, blocks: Indices) -> _Nodes:
+    """Line up entries and blocks."""
+    return _Nodes(
+        lod=np.concatenate([np.maximum(entries.lod, 1), np.ones(len(blocks))]).astype(np.int64),
+        index=np.concatenate([entries.index, blocks]),
+        is_raw=np.concatenate([entries.lod == 0, np.zeros(len(blocks), np.bool_)]),
+    )
 
 
 def _cosines(view: FocusView, lod: int, nodes: Indices) -> Floats:
@@ -156,38 +211,38 @@ def _cosines(view: FocusView, lod: int, nodes: Indices) -> Floats:
     return cosines
 
 
-def _hit_blocks(hits: LexicalHits, n_blocks: int) -> tuple[Indices, NDArray[np.float64]]:
-    """Return the full blocks hits touch, ascending, and the best lexical feature of each."""
-    if not len(hits):
-        return np.empty(0, np.int64), np.empty(0)
+def _hit_blocks(hits: LexicalHits, n_blocks: int) -> _Hits:
+    """Return what hits touch of the full blocks."""
     first = hits.start // BLOCK_SIZE
-    count = np.maximum(np.minimum(-(-hits.end // BLOCK_SIZE), n_blocks) - first, 0)
-    within = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
-    touched = np.repeat(first, count) + within
-    feature = hits.score.astype(np.float64) / max(float(hits.score.max()), LEXICAL_FLOOR)
-    blocks, place = np.unique(touched, return_inverse=True)
-    lexical = np.zeros(len(blocks))
-    np.maximum.at(lexical, place, np.repeat(feature, count))
-    return blocks, lexical
+    last = np.minimum(-(-hits.end // BLOCK_SIZE), n_blocks)
+    is_full = last > first
+    if not is_full.any():
+        return _NO_HITS
+    score = hits.score[is_full].astype(np.float64)
+    ranges = tuple(
+        range(a, b) for a, b in zip(first[is_full].tolist(), last[is_full].tolist(), strict=True)
+    )
+    return _Hits(
+        ranges=ranges,
+        feature=score / max(float(score.max()), LEXICAL_FLOOR),
+        blocks=np.unique(np.concatenate([np.arange(r.start, r.stop) for r in ranges])),
+    )
 
 
-def _covering_lod(view: FocusView, blocks: Indices) -> Indices:
-    """Return the level of the entry that covers each block, int64[n]."""
-    place = np.searchsorted(view.entries.start, blocks * BLOCK_SIZE, side="right") - 1
-    lods: Indices = view.entries.lod[place].astype(np.int64)
-    return lods
-
-
-def _max_over_spans(
-    found: Candidates, blocks: Indices, lexical: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return the largest lexical feature within each candidate's span, float64[C]."""
-    first = np.searchsorted(blocks, found.start // BLOCK_SIZE)
-    last = np.searchsorted(blocks, -(-found.end // BLOCK_SIZE))
-    best = np.zeros(len(found))
-    has_hit = last > first
-    if has_hit.any():
-        # reduceat takes the maximum of [first, last) at even places; one past the end is padding.
-        edges = np.column_stack([first[has_hit], last[has_hit]]).reshape(-1)
-        best[has_hit] = np.maximum.reduceat(np.append(lexical, 0.0), edges)[::2]
+def _best_of_blocks(hits: _Hits, worth: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the utility of the best hit on each block, float64[b]."""
+    best = np.full(len(hits.blocks), -np.inf)
+    if hits.ranges:
+        touched = np.concatenate([np.arange(r.start, r.stop) for r in hits.ranges])
+        place = np.searchsorted(hits.blocks, touched)
+        np.maximum.at(best, place, np.repeat(worth, [len(r) for r in hits.ranges]))
     return best
+
+
+def _reveals(blocks: Indices, utility: NDArray[np.float64]) -> tuple[Reveal, ...]:
+    """Return reveals, best first, ties nearer the cursor."""
+    order = np.lexsort((-blocks, -utility))
+    return tuple(
+        Reveal(block=block, utility=value, reason="lexical")
+        for block, value in zip(blocks[order].tolist(), utility[order].tolist(), strict=True)
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from megacontext_sdk.builtin.threshold import candidates, focus_scores
+from megacontext_sdk.builtin.threshold import choose, focus_scores
 from megacontext_sdk.contracts.focus import FocusPolicy
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ __all__ = ["RecencyFocus"]
 RECENCY_TOKENS = 2048
 """Distance from the cursor at which utility is half."""
 
-_NO_BLOCKS = np.empty(0, np.int64)
-
 
 class RecencyFocus(FocusPolicy):
     """Scores entries by their distance from the cursor alone; reveals nothing."""
@@ -31,7 +29,7 @@ class RecencyFocus(FocusPolicy):
 
     def score(self, view: FocusView) -> Floats:
         """Return float32[E]: newer entries score higher; zero where the budget is full."""
-        found = candidates(view.entries, _NO_BLOCKS)
-        distance = np.maximum(view.n_tokens - found.end, 0)
+        entries, budget = view.entries, view.budget
+        distance = np.maximum(view.n_tokens - (entries.start + entries.n_tokens), 0)
         utility = 1.0 / (1.0 + distance / RECENCY_TOKENS)
-        return focus_scores(found, utility, view.entries, view.budget)
+        return focus_scores(entries, utility, choose(entries, utility, (), budget), budget)

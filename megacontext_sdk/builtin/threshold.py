@@ -1,8 +1,8 @@
 """From utilities to signed focus scores: where the budget draws the line.
 
-Every focus policy ranks candidates by a utility of its own. This module fills the budget in that
-order, on paper, and puts zero where it is full: candidates above ask for detail, entries below
-offer theirs back. It looks at no text, gist or tree.
+Every focus policy ranks wishes by a utility of its own. This module fills the budget in that order,
+on paper, starting from the coarsest legal layout. What fits asks for detail, what does not offers
+its detail back, by as much as its utility is away from the line. It looks at no text, gist or tree.
 """
 
 from __future__ import annotations
@@ -15,143 +15,208 @@ import numpy as np
 from megacontext_sdk.memory.lod import BLOCK_SIZE, top_lod, width
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from numpy.typing import NDArray
 
     from megacontext_sdk.contracts.arrays import Bools, Floats, Indices
     from megacontext_sdk.contracts.focus import Budget, EntryArrays
 
-__all__ = ["Candidates", "candidates", "focus_scores", "threshold"]
+__all__ = ["Choice", "choose", "focus_scores"]
 
 MIN_SCALE = 1e-3
 """Smallest spread of utilities that scores are measured in."""
 
-SLACK_MARGIN = 0.25
-"""Score scale units every candidate gets above zero when all of them fit."""
+MARGIN = 0.02
+"""How far beyond the thresholds of the allocator a score is that crosses the line: the line itself
+is drawn by the budget, and stickiness in the utilities keeps entries from flickering around it."""
+
+PATIENCE = 64
+"""Wishes in a row that may fail to fit before the budget counts as full."""
 
 
-@attrs.frozen(eq=False, kw_only=True)
-class Candidates:
-    """What competes for rows: all entries in order, then blocks to reveal under coarse entries.
+@attrs.frozen(eq=False)
+class Choice:
+    """What the budget has room for.
 
     Attributes:
-        start: int64[C], first token index.
-        end: int64[C], past the last one.
-        lod: int64[C], level an entry has now; 1 for a block to reveal (its gist stands for it).
-        n_entries: how many of them are entries (E); the others are blocks.
-        is_free: bool[C]: takes part in the ranking (not protected).
+        blocks: int64[n], blocks to be at LOD0 besides the protected ones, ascending.
+        nodes: per level from 2 on the nodes that must be open, int64[*], ascending.
+        is_all: everything wished for fits.
+        line: utility of the least wish that fits.
     """
 
-    start: Indices
-    end: Indices
-    lod: Indices
-    n_entries: int
-    is_free: Bools
-
-    def __len__(self) -> int:
-        """Number of candidates, C."""
-        return len(self.start)
-
-    @property
-    def is_raw(self) -> Bools:
-        """Entries at LOD0 now, bool[C]."""
-        is_raw: Bools = self.lod == 0
-        return is_raw
+    blocks: Indices
+    nodes: dict[int, Indices]
+    is_all: bool
+    line: float
 
 
-def candidates(entries: EntryArrays, blocks: Indices) -> Candidates:
-    """Line up entries and blocks.
+def choose(
+    entries: EntryArrays,
+    utility: NDArray[np.float64],
+    groups: Sequence[tuple[range, float]],
+    budget: Budget,
+) -> Choice:
+    """Fill the budget in order of utility, from the layout with only protected rows at LOD0.
+
+    A block at LOD0 costs `32 - S` rows more than its gist, and the first one below a gist of LOD2
+    or above also pays for the siblings that stay on every level of its path.
 
     Args:
         entries: the working context.
-        blocks: int64[n], ascending block numbers, each under an entry of LOD2 or above.
-    """
-    n = len(entries)
-    start = np.concatenate([entries.start, blocks * BLOCK_SIZE])
-    n_tokens = np.concatenate([entries.n_tokens, np.full(len(blocks), BLOCK_SIZE, np.int64)])
-    lod = np.concatenate([entries.lod.astype(np.int64), np.ones(len(blocks), np.int64)])
-    is_free = np.concatenate([~entries.protected, np.ones(len(blocks), np.bool_)])
-    return Candidates(start=start, end=start + n_tokens, lod=lod, n_entries=n, is_free=is_free)
-
-
-def threshold(
-    found: Candidates, utility: NDArray[np.float64], entries: EntryArrays, budget: Budget
-) -> float | None:
-    """Return the utility at which the budget is full, or None if every candidate fits.
-
-    The budget is filled from the coarsest legal layout: protected rows stay, all else is a gist.
-    A block at LOD0 costs `32 - S` rows more, and the first one below a gist of LOD2 or above also
-    pays for the siblings that stay on every level of its path.
-
-    Args:
-        found: C candidates.
-        utility: float64[C].
-        entries: the working context the candidates come from.
+        utility: float64[E], of each entry shown in full (coarser than LOD1: of opening it).
+        groups: ranges of blocks that are of use only together, with their utility.
         budget: its budget.
     """
-    order = np.flatnonzero(found.is_free)
-    if not len(order):
-        return None
-    order = order[np.lexsort((-found.end[order], -utility[order]))]
-    paths = _paths(found, entries)
-    rows = np.where(found.lod[order] <= 1, BLOCK_SIZE - budget.gist_slots, 0)
-    rows = rows + budget.gist_slots * (BLOCK_SIZE - 1) * _first_needs(found, order, paths)
-    free = budget.target - _coarsest_cost(found, entries, budget, paths)
-    fits = np.cumsum(rows) <= free
-    if fits.all():
-        return None
-    n_fit = int(np.argmin(fits))
-    return float(utility[order[max(n_fit - 1, 0)]])
+    tab = _Tab(entries, budget)
+    order = np.flatnonzero(~entries.protected)
+    order = order[np.lexsort((-entries.start[order], -utility[order]))]
+    singles = zip(
+        utility[order].tolist(),
+        entries.lod[order].tolist(),
+        entries.index[order].tolist(),
+        strict=True,
+    )
+    together = sorted(groups, key=lambda group: (-group[1], -group[0].start))
+    tab.fill(singles, together)
+    return tab.choice()
 
 
 def focus_scores(
-    found: Candidates, utility: NDArray[np.float64], entries: EntryArrays, budget: Budget
+    entries: EntryArrays, utility: NDArray[np.float64], choice: Choice, budget: Budget
 ) -> Floats:
-    """Return float32[C]: `tanh((utility - threshold) / spread)`, in [-1, 1].
+    """Return float32[E] in [-1, 1]; zero for protected entries and gists that hold a path open.
 
-    With slack every candidate is above the line, so slack never causes a collapse.
+    With slack no score is negative, so slack never causes a collapse.
     """
-    free = utility[found.is_free]
-    scale = max(float(free.std()), MIN_SCALE) if len(free) else 1.0
-    line = threshold(found, utility, entries, budget)
-    if line is None:
-        line = (float(free.min()) if len(free) else 0.0) - SLACK_MARGIN * scale
-    scores = np.tanh((utility - line) / scale)
-    return np.where(found.is_free, scores, 0.0).astype(np.float32)
+    scale = spread(utility[~entries.protected])
+    size = signed_size(utility - choice.line, scale, budget)
+    chosen = is_chosen(entries, choice)
+    scores = np.where(chosen, size, 0.0 if choice.is_all else -size)
+    scores[entries.protected | (~chosen & _holds_path(entries, choice))] = 0.0
+    return scores.astype(np.float32)
 
 
-def _paths(found: Candidates, entries: EntryArrays) -> list[tuple[int, Indices]]:
-    """Return the levels above LOD1 with the complete nodes protected rows force open."""
-    n_tokens = int(entries.start[-1] + entries.n_tokens[-1]) if len(entries) else 0
-    held = found.start[: found.n_entries][entries.protected]
-    return [(lod, np.unique(held // width(lod))) for lod in range(2, top_lod(n_tokens) + 1)]
+def signed_size(distance: NDArray[np.float64], scale: float, budget: Budget) -> NDArray[np.float64]:
+    """Return the size of scores at a distance from the line, in (threshold, 1]."""
+    least = min(max(budget.tau_expand, budget.tau_collapse) + MARGIN, 1.0)
+    return least + (1.0 - least) * np.tanh(np.abs(distance) / scale)
 
 
-def _first_needs(
-    found: Candidates, order: Indices, paths: list[tuple[int, Indices]]
-) -> NDArray[np.int64]:
-    """Count the nodes each candidate is the first, in order, to need open, int64[n]."""
-    needs = np.zeros(len(order), np.int64)
-    n_tokens = int(found.end[: found.n_entries].max(initial=0))
-    for lod, forced in paths:
-        # An entry of this level or below it, or a block, needs this node open.
-        user = np.flatnonzero(found.lod[order] <= lod)
-        node = found.start[order[user]] // width(lod)
-        distinct, first = np.unique(node, return_index=True)
-        is_paid = ((distinct + 1) * width(lod) <= n_tokens) & ~np.isin(distinct, forced)
-        needs[user[first[is_paid]]] += 1
-    return needs
+def spread(utility: NDArray[np.float64]) -> float:
+    """Return the standard deviation scores are measured in."""
+    return max(float(utility.std()), MIN_SCALE) if len(utility) else 1.0
 
 
-def _coarsest_cost(
-    found: Candidates, entries: EntryArrays, budget: Budget, paths: list[tuple[int, Indices]]
-) -> int:
-    """Return the rows of the layout with nothing but protected rows at LOD0."""
-    n_tokens = int(found.end[: found.n_entries].max(initial=0))
-    raw = int(np.count_nonzero((entries.lod == 0) & ~entries.protected))
-    cost = int(entries.cost.sum()) - raw * (BLOCK_SIZE - budget.gist_slots)
-    for lod, forced in paths:
-        below = entries.start[entries.lod < lod] // width(lod)
-        is_open = np.unique(below[(below + 1) * width(lod) <= n_tokens])
-        n_extra = np.count_nonzero(~np.isin(is_open, forced))
-        cost -= budget.gist_slots * (BLOCK_SIZE - 1) * int(n_extra)
-    return cost
+def is_chosen(entries: EntryArrays, choice: Choice) -> Bools:
+    """Tell which entries the choice wants in more detail than a gist, bool[E]."""
+    chosen = (entries.lod <= 1) & np.isin(entries.index, choice.blocks)
+    for lod, nodes in choice.nodes.items():
+        chosen |= (entries.lod == lod) & np.isin(entries.index, nodes)
+    return chosen & ~entries.protected
+
+
+def _holds_path(entries: EntryArrays, choice: Choice) -> Bools:
+    """Tell which gists stay only because a sibling is shown: no collapse of them is possible."""
+    holds = np.zeros(len(entries), np.bool_)
+    for lod, nodes in choice.nodes.items():
+        below = entries.lod == max(lod - 1, 1)
+        holds |= below & np.isin(entries.start // width(lod), nodes)
+    return holds
+
+
+class _Tab:
+    """Rows left, and what they were spent on."""
+
+    def __init__(self, entries: EntryArrays, budget: Budget) -> None:
+        self._block_rows = BLOCK_SIZE - budget.gist_slots
+        self._node_rows = budget.gist_slots * (BLOCK_SIZE - 1)
+        n_tokens = int(entries.start[-1] + entries.n_tokens[-1]) if len(entries) else 0
+        self._n_blocks = n_tokens // BLOCK_SIZE
+        self._n_nodes = {lod: n_tokens // width(lod) for lod in range(2, top_lod(n_tokens) + 1)}
+        held = entries.start[entries.protected] // BLOCK_SIZE
+        self._held = set(held.tolist())
+        self._open = {
+            lod: set(np.unique(held // BLOCK_SIZE ** (lod - 1)).tolist()) for lod in self._n_nodes
+        }
+        self._left = budget.target - self._coarsest_cost(entries)
+        self._blocks: set[int] = set()
+        self._line = float("inf")
+        self._refused = 0
+        self._in_a_row = 0
+
+    def _coarsest_cost(self, entries: EntryArrays) -> int:
+        raw = np.count_nonzero((entries.lod == 0) & ~entries.protected)
+        cost = int(entries.cost.sum()) - int(raw) * self._block_rows
+        for lod, n_nodes in self._n_nodes.items():
+            nodes = np.unique(entries.start[entries.lod < lod] // width(lod))
+            extra = set(nodes[nodes < n_nodes].tolist()) - self._open[lod]
+            cost -= self._node_rows * len(extra)
+        return cost
+
+    def fill(
+        self, singles: Iterable[tuple[float, int, int]], groups: Iterable[tuple[range, float]]
+    ) -> None:
+        """Spend rows on both kinds of wishes, merged by falling utility; groups first at ties."""
+        waiting = iter(groups)
+        blocks, worth = next(waiting, (range(0), -np.inf))
+        for utility, lod, index in singles:
+            while worth >= utility:
+                self._show(blocks, worth)
+                blocks, worth = next(waiting, (range(0), -np.inf))
+            if self._in_a_row >= PATIENCE:
+                self._refused += 1
+                return
+            if lod <= 1:
+                self._show(range(index, index + 1), utility)
+            else:
+                self._show(range(0), utility, (lod, index))
+        while worth > -np.inf:
+            self._show(blocks, worth)
+            blocks, worth = next(waiting, (range(0), -np.inf))
+
+    def _show(self, blocks: range, utility: float, node: tuple[int, int] | None = None) -> None:
+        """Pay for a wish, or refuse all of it."""
+        new = [b for b in blocks if b < self._n_blocks and not self._is_shown(b)]
+        path = self._path(new, node)
+        rows = len(new) * self._block_rows + len(path) * self._node_rows
+        if not rows:
+            return
+        if rows > self._left:
+            self._refused += 1
+            self._in_a_row += 1
+            return
+        self._in_a_row = 0
+        self._left -= rows
+        self._blocks.update(new)
+        for lod, index in path:
+            self._open[lod].add(index)
+        self._line = min(self._line, utility)
+
+    def _is_shown(self, block: int) -> bool:
+        return block in self._blocks or block in self._held
+
+    def _path(self, blocks: Iterable[int], node: tuple[int, int] | None) -> set[tuple[int, int]]:
+        """Return the nodes that would have to be opened besides those that are."""
+        below = [(1, block) for block in blocks]
+        if node is not None:
+            below.append((node[0] - 1, node[1] * BLOCK_SIZE))
+        path = set()
+        for lod, index in below:
+            at = index
+            for level in range(lod + 1, max(self._n_nodes, default=1) + 1):
+                at //= BLOCK_SIZE
+                if at in self._open[level] or at >= self._n_nodes[level]:
+                    break
+                path.add((level, at))
+        return path
+
+    def choice(self) -> Choice:
+        """Return what was paid for."""
+        return Choice(
+            blocks=np.array(sorted(self._blocks), np.int64),
+            nodes={lod: np.array(sorted(n), np.int64) for lod, n in self._open.items()},
+            is_all=self._refused == 0,
+            line=self._line if np.isfinite(self._line) else 0.0,
+        )
