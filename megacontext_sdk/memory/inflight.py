@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["InFlight", "Outcome", "Pending", "Ticket", "pending_commit"]
 
 _MAX_ITEMS = 1_024
-_MAX_BYTES = 64 * 2**20
+_MAX_BYTES = 8 * 2**20  # more would not be faster, only cost resident memory
 
 
 class Outcome:

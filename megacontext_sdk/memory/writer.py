@@ -29,7 +29,7 @@ __all__ = ["Guard", "Writer", "failed"]
 
 logger = logging.getLogger(__name__)
 
-_MAX_GROUP_BYTES = 32 * 2**20  # a frame of at most 64 MiB, whatever the backend adds
+_MAX_GROUP_BYTES = 8 * 2**20  # of one transaction; a larger commit goes alone
 _CHECKPOINT_BYTES = 16 * 2**20
 _IDLE_SECONDS = 30.0
 

@@ -1,0 +1,138 @@
+"""HEAD: how far a memory was acknowledged, in two slots that are overwritten in turn.
+
+It is never ahead of a flush, so a store that ends before it has lost commits. A damaged slot costs
+nothing as long as the other one holds. What HEAD means for an open is decided in `memory.vault`.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+import attrs
+
+from megacontext_sdk.errors import CorruptError
+from megacontext_sdk.memory.paths import open_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["SLOT_BYTES", "Head", "HeadFile", "pack_slot", "unpack_slot"]
+
+SLOT_BYTES = 512
+_MAGIC = b"MCHD"
+_VERSION = 1
+_SLOT = struct.Struct("<4sIQQ16s")  # magic, version, generation, seq, chain; CRC32 ends the slot
+_CRC = struct.Struct("<I")
+
+
+@attrs.frozen(order=True)
+class Head:
+    """The newest acknowledged commit of a generation."""
+
+    generation: int
+    seq: int
+    chain: bytes
+
+
+def pack_slot(head: Head) -> bytes:
+    """Return the 512 bytes of a slot."""
+    body = _SLOT.pack(_MAGIC, _VERSION, head.generation, head.seq, head.chain)
+    body = body.ljust(SLOT_BYTES - _CRC.size, b"\0")
+    return body + _CRC.pack(crc32(body))
+
+
+def unpack_slot(slot: bytes) -> Head | None:
+    """Return what a slot says, None if it is damaged."""
+    if len(slot) != SLOT_BYTES or _CRC.unpack(slot[-4:])[0] != crc32(slot[:-4]):
+        return None
+    magic, version, generation, seq, chain = _SLOT.unpack_from(slot)
+    if (magic, version) != (_MAGIC, _VERSION):
+        return None
+    return Head(generation, seq, chain)
+
+
+class HeadFile:
+    """The open HEAD of a memory. Only one thread writes it.
+
+    Args:
+        path: of the file.
+        generation: whose slots count.
+    """
+
+    def __init__(self, path: Path, generation: int) -> None:
+        self._path = path
+        self._generation = generation
+        self._descriptor = -1
+        self._next_slot = 0
+
+    @staticmethod
+    def create(path: Path, head: Head) -> None:
+        """Make a durable HEAD whose two slots say the same.
+
+        Raises:
+            FileExistsError: there is one.
+        """
+        descriptor = open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            os.pwrite(descriptor, pack_slot(head) * 2, 0)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def open(self, *, writable: bool) -> Head:
+        """Open the file and return the newest slot of this generation.
+
+        Raises:
+            CorruptError: the file is absent, or neither slot holds.
+        """
+        try:
+            self._descriptor = open_file(self._path, os.O_RDWR if writable else os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise self._corrupt("is missing") from error
+        both = os.pread(self._descriptor, 2 * SLOT_BYTES, 0)
+        slots = [unpack_slot(both[:SLOT_BYTES]), unpack_slot(both[SLOT_BYTES:])]
+        ours = {
+            at: head
+            for at, head in enumerate(slots)
+            if head and head.generation == self._generation
+        }
+        if not ours:
+            self.close()
+            raise self._corrupt("has no readable slot")
+        newest = max(ours, key=lambda at: ours[at].seq)
+        self._next_slot = 1 - newest
+        return ours[newest]
+
+    def write(self, seq: int, chain: bytes) -> None:
+        """Say that a commit was flushed; overwrites the older slot.
+
+        Raises:
+            OSError: the write failed or was short.
+        """
+        slot = pack_slot(Head(self._generation, seq, chain))
+        if os.pwrite(self._descriptor, slot, self._next_slot * SLOT_BYTES) != SLOT_BYTES:
+            raise OSError(f"a short write to {self._path}")
+        self._next_slot = 1 - self._next_slot
+
+    def sync(self) -> None:
+        """Flush the file."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _corrupt(self, what: str) -> CorruptError:
+        return CorruptError(
+            f"{self._path} {what}, so nobody can say how far this memory was acknowledged. Nothing "
+            "was changed; keep a copy of the directory before doing anything else",
+            path=str(self._path.parent),
+            where="HEAD",
+            offset=None,
+            have_seq=None,
+        )

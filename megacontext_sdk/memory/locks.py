@@ -1,0 +1,222 @@
+"""Who may write and who reads: advisory locks that the kernel keeps, and what a fork does to them.
+
+`LOCK` is held by the one writer, `READERS` is shared by readers. `flock` belongs to the open file,
+so a second open in the same process is refused too. The text inside LOCK only informs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import socket
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from weakref import WeakSet
+
+import msgspec
+
+from megacontext_sdk.errors import CorruptError, SessionClosedError, SessionLockedError
+from megacontext_sdk.memory.paths import open_file, translated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["DirectoryLock", "Forkable", "follow_forks"]
+
+_POLL_SECONDS = 0.02
+_MAX_TEXT_BYTES = 4_096
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class _Owner(msgspec.Struct):
+    """What LOCK says about the one who holds it."""
+
+    pid: int
+    host: str
+    boot_id: str
+    since: str
+
+
+def _read_owner(descriptor: int) -> _Owner | None:
+    """Return what the text says; forged or torn text says nothing."""
+    try:
+        return msgspec.json.decode(os.pread(descriptor, _MAX_TEXT_BYTES, 0), type=_Owner)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, OSError):
+        return None
+
+
+class DirectoryLock:
+    """The locks of one opened memory.
+
+    Args:
+        directory: of the memory.
+        timeout: seconds to wait for whoever holds them; None does not wait.
+        clock: seconds, for the wait.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        timeout: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._directory = directory
+        self._timeout = timeout or 0.0
+        self._clock = clock
+        self._descriptors: dict[str, int] = {}
+
+    def acquire_write(self, *, concurrent_readers: bool) -> None:
+        """Become the one writer; where readers cannot stay beside it, wait for them to leave.
+
+        Raises:
+            SessionLockedError: somebody else has the memory open.
+        """
+        self._open("LOCK", os.O_RDWR | os.O_CREAT)
+        self._take("LOCK", fcntl.LOCK_EX, "writer")
+        self._open("READERS", os.O_RDWR | os.O_CREAT)
+        if not concurrent_readers:
+            self._take("READERS", fcntl.LOCK_EX, "readers")
+
+    def acquire_read(self) -> None:
+        """Become one of the readers.
+
+        Raises:
+            CorruptError: READERS is missing.
+            SessionLockedError: a writer that cannot have readers beside it.
+        """
+        try:
+            self._open("READERS", os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise CorruptError(
+                f"{self._directory / 'READERS'} is missing; open the memory once for writing, "
+                "which makes it again",
+                path=str(self._directory),
+                where="READERS",
+                offset=None,
+                have_seq=None,
+            ) from error
+        self._take("READERS", fcntl.LOCK_SH, "writer")
+
+    def note_owner(self) -> None:
+        """Write down who holds the lock, for the messages of others."""
+        boot_id = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
+        since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        owner = _Owner(pid=os.getpid(), host=socket.gethostname(), boot_id=boot_id, since=since)
+        text = msgspec.json.encode(owner)
+        os.pwrite(self._descriptors["LOCK"], text, 0)
+        os.ftruncate(self._descriptors["LOCK"], len(text))
+
+    def check_held(self) -> None:
+        """Check that LOCK was not deleted or replaced under us.
+
+        Raises:
+            SessionClosedError: it was; another writer may be at work.
+        """
+        if not self._is_current("LOCK"):
+            raise SessionClosedError(
+                f"{self._directory / 'LOCK'} was deleted or replaced while it was held, so another "
+                "writer may be at work; nothing more is written. Open the memory again",
+                reason="failed",
+                path=str(self._directory),
+            )
+
+    def release(self) -> None:
+        """Let go; idempotent."""
+        if "LOCK" in self._descriptors:
+            os.ftruncate(self._descriptors["LOCK"], 0)
+        self.close_descriptors()
+
+    def close_descriptors(self) -> None:
+        """Close the files; in a forked child the parent keeps its locks all the same."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def _open(self, name: str, flags: int) -> None:
+        self._descriptors[name] = open_file(self._directory / name, flags)
+
+    def _is_current(self, name: str) -> bool:
+        held = os.fstat(self._descriptors[name])
+        try:
+            there = os.lstat(self._directory / name)
+        except FileNotFoundError:
+            return False
+        return (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino)
+
+    def _take(self, name: str, kind: int, holder: str) -> None:
+        deadline = self._clock() + self._timeout
+        while True:
+            try:
+                fcntl.flock(self._descriptors[name], kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if self._clock() >= deadline:
+                    raise self._locked(holder) from None
+                time.sleep(_POLL_SECONDS)
+                continue
+            if self._is_current(name):
+                return
+            # Deleted between open and lock: what we hold guards nothing.
+            os.close(self._descriptors.pop(name))
+            self._open(name, os.O_RDWR | os.O_CREAT if kind == fcntl.LOCK_EX else os.O_RDONLY)
+
+    def _locked(self, holder: str) -> SessionLockedError:
+        owner = self._owner()
+        who = "another process" if owner is None else f"pid {owner.pid} on {owner.host}"
+        since = "" if owner is None else f" since {owner.since}"
+        text = f"{self._directory} is open for writing by {who}{since}. Close it there first"
+        if holder == "readers":
+            owner = None
+            text = (
+                f"{self._directory} is being read by other sessions, and this storage cannot be "
+                "written meanwhile. Close them first, or give timeout= to wait"
+            )
+        return SessionLockedError(
+            text,
+            path=str(self._directory),
+            holder=holder,
+            owner_pid=None if owner is None else owner.pid,
+            owner_host=None if owner is None else owner.host,
+            since=None if owner is None else owner.since,
+        )
+
+    def _owner(self) -> _Owner | None:
+        with translated(self._directory):
+            try:
+                descriptor = open_file(self._directory / "LOCK", os.O_RDONLY)
+            except FileNotFoundError:
+                return None
+        try:
+            return _read_owner(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class Forkable(Protocol):
+    """An open handle that has to know when it finds itself in a forked child."""
+
+    def after_fork_in_child(self) -> object:
+        """Disable the handle; return the object whose destructor must not run here."""
+
+
+# The two exceptions to "no globals": fork handlers cannot be unregistered, so there is one for all
+# handles, and it must find them.
+_OPEN: WeakSet[Forkable] = WeakSet()
+_IS_FOLLOWING: list[bool] = []
+
+
+def follow_forks(handle: Forkable) -> None:
+    """Have `handle.after_fork_in_child()` called in every child forked from now on."""
+    if not _IS_FOLLOWING:
+        _IS_FOLLOWING.append(True)
+        os.register_at_fork(after_in_child=_disable_all)
+    _OPEN.add(handle)
+
+
+def _disable_all() -> None:
+    for handle in list(_OPEN):
+        # An engine's destructor would wait for threads that a fork does not copy, or write to the
+        # parent's files. One reference too many keeps it from ever running in this child.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle.after_fork_in_child()))
