@@ -88,7 +88,12 @@ class _Alternation:
     def _open_best(self) -> bool:
         """Act on the first opening that can be had, dropping others; tell whether one could."""
         self._hopeless = float("inf")
-        return any(self._try(opening) for opening in self._opens)
+        for opening in self._opens:
+            if self._try(opening):
+                return True
+            if self._hopeless <= self._ledger.cheapest:
+                return False  # nothing that is left can be had either
+        return False
 
     def _try(self, opening: Opening) -> bool:
         ledger = self._ledger

@@ -53,6 +53,12 @@ class Ledger:
         return self._budget.n_diff - self.n_actions
 
     @property
+    def cheapest(self) -> int:
+        """Rows of the cheapest step towards detail there can be."""
+        slots = self._budget.gist_slots
+        return min(delta_of_expand(1, slots), delta_of_expand(2, slots))
+
+    @property
     def excess(self) -> int:
         """Rows above the target, negative when rows are free."""
         return self.cost - self._budget.target

@@ -73,17 +73,18 @@ class Settler:
             trial = draft.copy()
             protection = protect(trial.n_tokens, self.budget, pins, yielded)
             try:
-                moves = (*_open(trial, protection), *self._make_room(trial, protection))
+                moves, entries = _open(trial, protection)
+                moves += self._make_room(trial, entries)
             except BudgetError as error:
                 refusal = refusal or error
                 continue
-            return Settled(draft=trial, protection=protection, moves=moves)
+            return Settled(draft=trial, protection=protection, moves=tuple(moves))
         raise refusal or ValueError("the ladder of protections is empty")
 
-    def _make_room(self, draft: Draft, protection: Protection) -> tuple[Move, ...]:
-        if draft.cost <= self.limit:
+    def _make_room(self, draft: Draft, entries: EntryArrays) -> Sequence[Move]:
+        if int(entries.cost.sum()) <= self.limit:
             return ()
-        entries = self._guarded(draft.finish(protection))
+        entries = self._guarded(entries)
         moves = self.allocator.make_room(entries, self.budget).moves
         draft.guard(entries.protected)
         draft.play(moves)
@@ -107,9 +108,9 @@ class Settler:
         return attrs.evolve(entries, protected=np.logical_or(entries.protected, inside))
 
 
-def _open(draft: Draft, protection: Protection) -> list[Move]:
-    """Expand what is protected, but no LOD0."""
+def _open(draft: Draft, protection: Protection) -> tuple[list[Move], EntryArrays]:
+    """Expand what is protected, but no LOD0; return the moves and the entries after them."""
     entries = draft.finish(protection)
     if not (entries.protected & (entries.lod > 0)).any():
-        return []
-    return draft.open(protection.held, 1.0, "protect")
+        return [], entries
+    return draft.open(protection.held, 1.0, "protect"), draft.finish(protection)
