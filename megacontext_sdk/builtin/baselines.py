@@ -12,6 +12,7 @@ import numpy as np
 from megacontext_sdk.builtin.heuristic import HeuristicFocus, HeuristicWeights
 from megacontext_sdk.builtin.threshold import choose, focus_scores
 from megacontext_sdk.contracts.focus import FocusPolicy
+from megacontext_sdk.memory.lod import BLOCK_SIZE
 
 if TYPE_CHECKING:
     from megacontext_sdk.contracts.arrays import Floats, Nodes
@@ -43,7 +44,7 @@ class CosineFocus(HeuristicFocus):
 
 
 class RandomFocus(FocusPolicy):
-    """Gives every node a fixed number drawn by lot; stable over iterations and platforms.
+    """Gives every block a fixed number drawn by lot; stable over iterations and platforms.
 
     Args:
         seed: another seed, another lot.
@@ -57,8 +58,8 @@ class RandomFocus(FocusPolicy):
     def score(self, view: FocusView) -> Floats:
         """Return float32[E]: chance, with zero where the budget is full."""
         entries = view.entries
-        node = entries.lod.astype(np.uint64) << np.uint64(56) | entries.index.astype(np.uint64)
-        utility = _mix(node + self._seed * np.uint64(0x9E3779B97F4A7C15)) / 2.0**64
+        block = (entries.start // BLOCK_SIZE).astype(np.uint64)
+        utility = _mix(block + self._seed * np.uint64(0x9E3779B97F4A7C15)) / 2.0**64
         choice = choose(entries, utility, (), view.budget)
         return focus_scores(entries, utility, choice, view.budget)
 

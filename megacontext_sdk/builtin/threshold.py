@@ -63,23 +63,22 @@ def choose(
     A block at LOD0 costs `32 - S` rows more than its gist, and the first one below a gist of LOD2
     or above also pays for the siblings that stay on every level of its path.
 
+    Coarse entries come last, each as a wish for its newest block: opened for less, they would have
+    nothing to show and be closed again.
+
     Args:
         entries: the working context.
-        utility: float64[E], of each entry shown in full (coarser than LOD1: of opening it).
+        utility: float64[E], of each entry.
         groups: ranges of blocks that are of use only together, with their utility.
         budget: its budget.
     """
     tab = _Tab(entries, budget)
     order = np.flatnonzero(~entries.protected)
     order = order[np.lexsort((-entries.start[order], -utility[order]))]
-    singles = zip(
-        utility[order].tolist(),
-        entries.lod[order].tolist(),
-        entries.index[order].tolist(),
-        strict=True,
-    )
+    is_block = entries.lod[order] <= 1
     together = sorted(groups, key=lambda group: (-group[1], -group[0].start))
-    tab.fill(singles, together)
+    tab.fill(_newest_blocks(entries, utility, order[is_block]), together)
+    tab.fill(_newest_blocks(entries, utility, order[~is_block]), ())
     return tab.choice()
 
 
@@ -117,6 +116,17 @@ def is_chosen(entries: EntryArrays, choice: Choice) -> Bools:
     return chosen & ~entries.protected
 
 
+def _newest_blocks(
+    entries: EntryArrays, utility: NDArray[np.float64], order: Indices
+) -> Iterable[tuple[float, range]]:
+    """Return the utility and the newest block of some entries, in order."""
+    newest = (entries.start[order] + np.maximum(entries.n_tokens[order], 1) - 1) // BLOCK_SIZE
+    return (
+        (worth, range(block, block + 1))
+        for worth, block in zip(utility[order].tolist(), newest.tolist(), strict=True)
+    )
+
+
 def _holds_path(entries: EntryArrays, choice: Choice) -> Bools:
     """Tell which gists stay only because a sibling is shown: no collapse of them is possible."""
     holds = np.zeros(len(entries), np.bool_)
@@ -124,6 +134,9 @@ def _holds_path(entries: EntryArrays, choice: Choice) -> Bools:
         below = entries.lod == max(lod - 1, 1)
         holds |= below & np.isin(entries.start // width(lod), nodes)
     return holds
+
+
+_NO_GROUP = (range(0), float("-inf"))
 
 
 class _Tab:
@@ -156,30 +169,27 @@ class _Tab:
         return cost
 
     def fill(
-        self, singles: Iterable[tuple[float, int, int]], groups: Iterable[tuple[range, float]]
+        self, singles: Iterable[tuple[float, range]], groups: Iterable[tuple[range, float]]
     ) -> None:
         """Spend rows on both kinds of wishes, merged by falling utility; groups first at ties."""
         waiting = iter(groups)
-        blocks, worth = next(waiting, (range(0), -np.inf))
-        for utility, lod, index in singles:
+        blocks, worth = next(waiting, _NO_GROUP)
+        self._in_a_row = 0
+        for utility, single in singles:
             while worth >= utility:
                 self._show(blocks, worth)
-                blocks, worth = next(waiting, (range(0), -np.inf))
+                blocks, worth = next(waiting, _NO_GROUP)
             if self._in_a_row >= PATIENCE:
-                self._refused += 1
                 return
-            if lod <= 1:
-                self._show(range(index, index + 1), utility)
-            else:
-                self._show(range(0), utility, (lod, index))
+            self._show(single, utility)
         while worth > -np.inf:
             self._show(blocks, worth)
-            blocks, worth = next(waiting, (range(0), -np.inf))
+            blocks, worth = next(waiting, _NO_GROUP)
 
-    def _show(self, blocks: range, utility: float, node: tuple[int, int] | None = None) -> None:
+    def _show(self, blocks: range, utility: float) -> None:
         """Pay for a wish, or refuse all of it."""
         new = [b for b in blocks if b < self._n_blocks and not self._is_shown(b)]
-        path = self._path(new, node)
+        path = self._path(new)
         rows = len(new) * self._block_rows + len(path) * self._node_rows
         if not rows:
             return
@@ -197,17 +207,14 @@ class _Tab:
     def _is_shown(self, block: int) -> bool:
         return block in self._blocks or block in self._held
 
-    def _path(self, blocks: Iterable[int], node: tuple[int, int] | None) -> set[tuple[int, int]]:
+    def _path(self, blocks: Iterable[int]) -> set[tuple[int, int]]:
         """Return the nodes that would have to be opened besides those that are."""
-        below = [(1, block) for block in blocks]
-        if node is not None:
-            below.append((node[0] - 1, node[1] * BLOCK_SIZE))
         path = set()
-        for lod, index in below:
-            at = index
-            for level in range(lod + 1, max(self._n_nodes, default=1) + 1):
+        for block in blocks:
+            at = block
+            for level, n_nodes in self._n_nodes.items():
                 at //= BLOCK_SIZE
-                if at in self._open[level] or at >= self._n_nodes[level]:
+                if at in self._open[level] or at >= n_nodes:
                     break
                 path.add((level, at))
         return path
