@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,14 @@ MEMBER_FILES = sorted(
     for kind in ("backends", "plugins")
     for file in ROOT.glob(f"{kind}/*/megacontext_*/**/*.py")
 )
+MEMBER_PACKAGES = sorted({file.relative_to(ROOT).parts[2] for file in MEMBER_FILES})
 OPEN_TO_MEMBERS = {"contracts", "errors", "records", "hookimpl", "testing", "NodeId", "Span"}
 
 
 def test_import_linter_keeps_every_contract():
+    missing = [name for name in MEMBER_PACKAGES if find_spec(name) is None]
+    if missing:
+        pytest.skip(f"the contracts speak of members that are not installed: {missing}")
     linter = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run(
         [linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
