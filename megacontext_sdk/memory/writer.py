@@ -198,6 +198,7 @@ class Writer:
         self._guard.durable(after.seq, after.chain)
         with self._queue.changed:
             self._queue.retire(group)
+            self._gists_blocked = False  # there is space after all
             self._queue.changed.notify_all()
         for pending in group:
             pending.outcome.settle()
@@ -210,12 +211,11 @@ class Writer:
     def _store_gists(self) -> None:
         with self._queue.changed:
             ready = [] if self._gists_blocked else self._queue.covered_gists()
-            self._gists_blocked = bool(self._queue.gists) and not ready
         for batch in ready:
             try:
                 self._storage.put_gists(batch)
             except StorageFullError:
-                self._gists_blocked = True  # they stay queued until something else is written
+                self._gists_blocked = True  # they stay queued until there is something new to do
                 return
             with self._queue.changed:
                 self._queue.retire_gists(batch)
