@@ -53,13 +53,13 @@ class RandomFocus(FocusPolicy):
     name = "random"
 
     def __init__(self, seed: int = 0) -> None:
-        self._seed = np.uint64(seed)
+        self._offset = np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
 
     def score(self, view: FocusView) -> Floats:
         """Return float32[E]: chance, with zero where the budget is full."""
         entries = view.entries
         block = (entries.start // BLOCK_SIZE).astype(np.uint64)
-        utility = _mix(block + self._seed * np.uint64(0x9E3779B97F4A7C15)) / 2.0**64
+        utility = _mix(block + self._offset) / 2.0**64
         choice = choose(entries, utility, (), view.budget)
         return focus_scores(entries, utility, choice, view.budget)
 
