@@ -15,7 +15,6 @@ import numpy as np
 
 from megacontext_sdk.builtin.array_sampler import ArrayOutput, ArraySampler
 from megacontext_sdk.builtin.byte_tokenizer import ByteTokenizer
-from megacontext_sdk.contracts.slots import SlotTable
 from megacontext_sdk.contracts.arrays import readonly
 from megacontext_sdk.contracts.model import (
     BlockKV,
@@ -24,6 +23,7 @@ from megacontext_sdk.contracts.model import (
     RowBatch,
     Window,
 )
+from megacontext_sdk.contracts.slots import SlotTable
 from megacontext_sdk.errors import ModelError
 
 if TYPE_CHECKING:

@@ -216,9 +216,9 @@ class ModelAdapterConformance:
         window.relocate(np.arange(_N - 4, _N), np.arange(4, 8))
         assert window.n_live == _N - 4
         other = adapter.open_window(64)
-        _write(other, adapter, ids)
-        other.release(np.arange(4, 8))
-        other.relocate(np.array([_N - 1, _N - 3, _N - 2, _N - 4]), np.arange(4, 8))
+        places = np.r_[0:4, _N - 4 : _N, 8 : _N - 4, 4:8]
+        other.write(_rows(adapter, ids), np.arange(_N), places)
+        other.release(np.arange(_N - 4, _N))
         _close(adapter, _next(window, adapter), _next(other, adapter))
 
     def test_moved_rows_equal_rows_written_there(

@@ -52,7 +52,7 @@ def resolve(name: str, *, revision: str | None, local_files_only: bool) -> Path:
         ModelError: no such folder, or the repository cannot be had.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return folder
     if not name or folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise ModelError(
