@@ -19,10 +19,11 @@ def main() -> None:
     try:
         from megacontext_sdk._cli.app import build_app
     except ModuleNotFoundError as error:
-        if error.name not in _NEEDED:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _NEEDED:
             raise
         message = (
-            f"the megacontext command needs {error.name}; run `pip install 'megacontext-sdk[cli]'`"
+            f"the megacontext command needs {missing}; run `pip install 'megacontext-sdk[cli]'`"
         )
         raise SystemExit(message) from error
     build_app()()
