@@ -42,13 +42,11 @@ class Choice:
     Attributes:
         blocks: int64[n], blocks to be at LOD0 besides the protected ones, ascending.
         nodes: per level from 2 on the nodes that must be open, int64[*], ascending.
-        is_all: everything wished for fits.
         line: utility of the least wish that fits.
     """
 
     blocks: Indices
     nodes: dict[int, Indices]
-    is_all: bool
     line: float
 
 
@@ -87,12 +85,12 @@ def focus_scores(
 ) -> Floats:
     """Return float32[E] in [-1, 1]; zero for protected entries and gists that hold a path open.
 
-    With slack no score is negative, so slack never causes a collapse.
+    With slack everything is chosen, so slack never causes a collapse.
     """
     scale = spread(utility[~entries.protected])
     size = signed_size(utility - choice.line, scale, budget)
     chosen = is_chosen(entries, choice)
-    scores = np.where(chosen, size, 0.0 if choice.is_all else -size)
+    scores = np.where(chosen, size, -size)
     scores[entries.protected | (~chosen & _holds_path(entries, choice))] = 0.0
     return scores.astype(np.float32)
 
@@ -156,7 +154,6 @@ class _Tab:
         self._left = budget.target - self._coarsest_cost(entries)
         self._blocks: set[int] = set()
         self._line = float("inf")
-        self._refused = 0
         self._in_a_row = 0
 
     def _coarsest_cost(self, entries: EntryArrays) -> int:
@@ -194,7 +191,6 @@ class _Tab:
         if not rows:
             return
         if rows > self._left:
-            self._refused += 1
             self._in_a_row += 1
             return
         self._in_a_row = 0
@@ -224,6 +220,5 @@ class _Tab:
         return Choice(
             blocks=np.array(sorted(self._blocks), np.int64),
             nodes={lod: np.array(sorted(n), np.int64) for lod, n in self._open.items()},
-            is_all=self._refused == 0,
             line=self._line if np.isfinite(self._line) else 0.0,
         )

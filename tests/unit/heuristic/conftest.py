@@ -139,9 +139,9 @@ class WordMemory:
         self.moves += moves
 
 
-def filler(seed, n_words, vocabulary=300):
+def filler(seed, n_words, vocabulary=300, prefix="f"):
     rng = np.random.default_rng(seed)
-    return " ".join(f"f{i}" for i in rng.integers(0, vocabulary, n_words))
+    return " ".join(f"{prefix}{i}" for i in rng.integers(0, vocabulary, n_words))
 
 
 @pytest.fixture
