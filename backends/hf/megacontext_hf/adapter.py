@@ -68,8 +68,19 @@ class HfAdapter(ModelAdapter):
         return self._tokenizer
 
     def embed(self, token_ids: Ids) -> Floats:
-        """Return input-embedding rows, float32[n, d]."""
-        rows: Floats = self.embedding_table()[np.asarray(token_ids, np.int64)]
+        """Return input-embedding rows, float32[n, d].
+
+        Raises:
+            ModelError: an id outside the vocabulary; forgotten tokens (-1) have no row.
+        """
+        ids = np.asarray(token_ids, np.int64)
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self._info.vocab_size:
+            raise ModelError(
+                f"a token is outside the vocabulary of {self._info.vocab_size}; leave forgotten "
+                "ones (-1) out",
+                vocab_size=self._info.vocab_size,
+            )
+        rows: Floats = self.embedding_table()[ids]
         return rows
 
     def embedding_table(self) -> Floats:

@@ -159,13 +159,15 @@ def _device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        where = torch.device(device)
-    except RuntimeError as error:
+        where: torch.device | None = torch.device(device)
+    except RuntimeError:
+        where = None
+    if where is None or where.type not in {"cpu", "cuda"}:
         raise ConfigError(
-            f'device={device!r} is no device; use "auto", "cpu" or "cuda"',
+            f'device={device!r} is none we compute on; use "auto", "cpu" or "cuda"',
             field="device",
             value=device,
-        ) from error
+        )
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f'device={device!r}, but torch sees no CUDA device; use "cpu" or a CUDA build of torch',

@@ -73,6 +73,7 @@ def test_dtype_and_trained_window_can_be_chosen(folder):
     [
         ({"dtype": "int8"}, "dtype"),
         ({"device": "abacus"}, "device"),
+        ({"device": "meta"}, "device"),
         ({"forward": "fast"}, "forward"),
         ({"trained_window": 0}, "trained_window"),
     ],
@@ -227,6 +228,14 @@ def test_embedding_table_is_a_view_of_float32_weights(byte_tokenizer):
     with wrap(model, byte_tokenizer) as adapter:
         weight = model.get_input_embeddings().weight.detach().numpy()
         assert np.shares_memory(weight, adapter.embedding_table())
+
+
+@pytest.mark.parametrize("token", [-1, 260])
+def test_tokens_without_an_embedding_are_refused(byte_tokenizer, token):
+    with wrap(build_model("llama"), byte_tokenizer) as adapter:
+        with pytest.raises(ModelError, match="outside the vocabulary of 260"):
+            adapter.embed(np.array([3, token]))
+        assert (0, 48) == adapter.embed(np.array([], np.int32)).shape
 
 
 def test_embeddings_a_family_scales_are_scaled(byte_tokenizer):
