@@ -108,14 +108,13 @@ def demo(console: Console, happenings: Iterable[object]) -> None:
         task = bar.add_task("", total=None)
         for item in happenings:
             if isinstance(item, run.Began):
-                console.print(f"History: {item.origin}", markup=False)
-                console.print(f"Memory:  {item.path}", markup=False)
+                console.print(f"History: {item.origin}", markup=False, soft_wrap=True)
+                console.print(f"Memory:  {item.path}", markup=False, soft_wrap=True)
             elif isinstance(item, run.Progress):
-                done = min(item.n_tokens, item.total)
-                bar.update(task, completed=done, total=item.total, refresh=True)
+                bar.update(task, completed=min(item.n_tokens, item.total), total=item.total)
             elif isinstance(item, run.Answer):
                 number += 1
-                bar.stop()
+                bar.update(task, visible=False)
                 console.print(_answer_line(number, item))
             elif isinstance(item, run.Summary):
                 console.print(_summary(item))
@@ -130,7 +129,8 @@ def _answer_line(number: int, answer: run.Answer) -> Text:
     line.append(f"\n     told at token {answer.told_at.start:,}; ", style="dim")
     source = answer.source
     seen = f"read {source.start:,}..{source.end:,} in full" if source else "nothing revealed"
-    line.append(f"{seen}; {answer.seconds * 1e3:,.0f} ms", style="dim")
+    line.append(seen if answer.saw_fact else f"not shown, {seen}", style="dim")
+    line.append(f"; {answer.seconds * 1e3:,.0f} ms", style="dim")
     return line
 
 

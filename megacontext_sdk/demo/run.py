@@ -87,7 +87,8 @@ class Answer:
         told_at: tokens of the message that told it.
         text: the model's answer.
         is_right: whether it holds an accepted word.
-        source: the best span revealed for it, None if nothing was revealed.
+        source: the span shown in full that holds the fact; if there is none, the best span
+            revealed for the question, or None.
         saw_fact: whether all tokens that tell it were shown in full.
         seconds: wall time, refocus included.
         window_rows: rows the model saw.
@@ -244,19 +245,20 @@ def _ask(session: MemorySession, fact: Fact, told_at: Span) -> Answer:
     )
 
 
+def _touches(span: Span, other: Span) -> bool:
+    return span.start < other.end and other.start < span.end
+
+
 def _source(reply: Reply, told_at: Span) -> Span | None:
-    """Return the cited span that holds the fact, else the best one: what was really revealed."""
-    spans = [citation.span for citation in reply.citations]
-    holding = [span for span in spans if span.start < told_at.end and told_at.start < span.end]
-    return next(iter(holding or spans), None)
+    """Return the span shown in full that holds the fact, else the best one that was revealed."""
+    revealed = [citation.span for citation in reply.citations]
+    shown = [entry.span for entry in reply.focus.entries if entry.lod == 0]
+    holding = [span for span in (*revealed, *shown) if _touches(span, told_at)]
+    return next(iter(holding or revealed), None)
 
 
 def _shown_in_full(reply: Reply, told_at: Span) -> bool:
-    touching = [
-        entry
-        for entry in reply.focus.entries
-        if entry.span.start < told_at.end and told_at.start < entry.span.end
-    ]
+    touching = [entry for entry in reply.focus.entries if _touches(entry.span, told_at)]
     return bool(touching) and all(entry.lod == 0 for entry in touching)
 
 
