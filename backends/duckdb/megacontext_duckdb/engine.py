@@ -112,25 +112,28 @@ class Engine:
             SessionLockedError: another process has the file.
             StorageFullError: no space.
         """
-        path = str(self.file).replace("'", "''")
+        path = self._checked_path().replace("'", "''")
         suffix = ", READ_ONLY" if read_only else ""
         connection = duckdb.connect(":memory:", config=engine_options(self._options))
         try:
             connection.execute(f"ATTACH '{path}' AS m ({_ATTACH}{suffix})")
             for statement in _AFTER_ATTACH:
                 connection.execute(statement)
-        except UnicodeEncodeError as error:
-            connection.close()
-            raise ConfigError(
-                f"{os.fsencode(self.file)!r} is not UTF-8, which this storage needs; rename the "
-                "directory",
-                field="path",
-                value=os.fsencode(self.file).decode(errors="replace"),
-            ) from error
         except duckdb.Error as error:
             connection.close()
             raise self._at_open(error) from error
         self._connection = connection
+
+    def _checked_path(self) -> str:
+        raw = os.fsencode(self.file)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"{raw!r} is not UTF-8, which this storage needs; rename the directory",
+                field="path",
+                value=raw.decode(errors="replace"),
+            ) from error
 
     @property
     def connection(self) -> duckdb.DuckDBPyConnection:
