@@ -67,6 +67,9 @@ __all__ = [
 ]
 
 
+_EXIT_SECONDS = 5.0
+
+
 def _joined(parts: Sequence[CommitReceipt], *, duplicate: bool) -> CommitReceipt:
     """Return one receipt for the commits of one append."""
     return CommitReceipt(
@@ -254,6 +257,18 @@ class Journal(JournalReader):
                 thread = self._writer.stop()
         if thread is not None:
             thread.join()
+
+    def abandon(self) -> None:
+        """Write what is queued and end the writer thread, without a checkpoint or a close.
+
+        For the end of the process: an engine must not be torn down under a running thread.
+        """
+        if self._closed is None:
+            self._closed = "closed"
+            with self._queue.changed:
+                thread = self._writer.stop()
+            if thread is not None:
+                thread.join(_EXIT_SECONDS)
 
     def leak_in_child(self) -> Storage:
         """Mark the handle as useless after a fork and return what no destructor may touch."""

@@ -6,6 +6,7 @@ so a second open in the same process is refused too. The text inside LOCK only i
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import fcntl
 import os
@@ -24,7 +25,7 @@ from megacontext_sdk.memory.paths import open_file, translated
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["DirectoryLock", "Forkable", "follow_forks"]
+__all__ = ["DirectoryLock", "ProcessBound", "watch_process"]
 
 _POLL_SECONDS = 0.02
 _MAX_TEXT_BYTES = 4_096
@@ -194,24 +195,28 @@ class DirectoryLock:
             os.close(descriptor)
 
 
-class Forkable(Protocol):
-    """An open handle that has to know when it finds itself in a forked child."""
+class ProcessBound(Protocol):
+    """An open handle that must know of a fork and of the end of its process."""
 
     def after_fork_in_child(self) -> object:
         """Disable the handle; return the object whose destructor must not run here."""
 
+    def at_exit(self) -> None:
+        """Let go of threads; the process ends and nobody closed the handle."""
 
-# The two exceptions to "no globals": fork handlers cannot be unregistered, so there is one for all
+
+# The exceptions to "no globals": fork handlers cannot be unregistered, so there is one for all
 # handles, and it must find them.
-_OPEN: WeakSet[Forkable] = WeakSet()
-_IS_FOLLOWING: list[bool] = []
+_OPEN: WeakSet[ProcessBound] = WeakSet()
+_IS_WATCHING: list[bool] = []
 
 
-def follow_forks(handle: Forkable) -> None:
-    """Have `handle.after_fork_in_child()` called in every child forked from now on."""
-    if not _IS_FOLLOWING:
-        _IS_FOLLOWING.append(True)
+def watch_process(handle: ProcessBound) -> None:
+    """Tell the handle about forks, in the child, and about the end of the process."""
+    if not _IS_WATCHING:
+        _IS_WATCHING.append(True)
         os.register_at_fork(after_in_child=_disable_all)
+        atexit.register(_leave_all)
     _OPEN.add(handle)
 
 
@@ -220,3 +225,8 @@ def _disable_all() -> None:
         # An engine's destructor would wait for threads that a fork does not copy, or write to the
         # parent's files. One reference too many keeps it from ever running in this child.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle.after_fork_in_child()))
+
+
+def _leave_all() -> None:
+    for handle in list(_OPEN):
+        handle.at_exit()

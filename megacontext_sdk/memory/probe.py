@@ -26,7 +26,7 @@ __all__ = ["Prober"]
 
 _COMMITS = 64
 _BYTES = 32 * 2**20
-_GROUP = 16
+_GROUP = 8
 
 
 @attrs.frozen(kw_only=True)

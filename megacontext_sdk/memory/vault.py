@@ -32,7 +32,7 @@ from megacontext_sdk.memory.generations import (
 )
 from megacontext_sdk.memory.head import Head, HeadFile
 from megacontext_sdk.memory.journal import Journal
-from megacontext_sdk.memory.locks import DirectoryLock, follow_forks
+from megacontext_sdk.memory.locks import DirectoryLock, watch_process
 from megacontext_sdk.memory.lod import BLOCK_SIZE
 from megacontext_sdk.memory.manifest import MemoryMeta, read_meta, replace_meta
 from megacontext_sdk.memory.paths import (
@@ -112,6 +112,10 @@ class OpenedMemory:
         if self._lock is not None:
             self._lock.close_descriptors()
         return self.journal.leak_in_child()
+
+    def at_exit(self) -> None:
+        """End the writer thread: nobody closed the memory, so there is no checkpoint."""
+        self.journal.abandon()
 
     def __reduce__(self) -> tuple[object, ...]:
         """Refuse pickling: an open memory is a lock and a live engine."""
@@ -230,7 +234,7 @@ class _Opener:
         storage.open("create", self._header(meta))
         journal = self._journal(storage, meta, guard=None)
         opened = OpenedMemory(journal=journal, created=True, path=None, meta=meta, cache_dir=None)
-        follow_forks(opened)
+        watch_process(opened)
         return opened
 
     # --- on disk -----------------------------------------------------------------------------
@@ -320,7 +324,7 @@ class _Opener:
             lock=lock,
             head=head,
         )
-        follow_forks(opened)
+        watch_process(opened)
         return opened
 
     def _check_fit(self, directory: Path, meta: MemoryMeta) -> None:

@@ -176,6 +176,7 @@ class StorageConformance:
         )
         assert NO_SETTING == state.setting
         assert () == state.gist_rows
+        assert bytes(16) == state.chain  # core puts the root in its place
 
     def test_state_follows_each_batch(self, store: Storage, oracle: Oracle) -> None:
         """The state is that of the newest commit, whatever the batch sizes."""

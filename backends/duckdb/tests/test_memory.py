@@ -307,6 +307,13 @@ def test_row16_owner_that_died_leaves_the_memory_open_to_others(tmp_path, opened
     assert 1 == opened().journal.seq
 
 
+def test_exit_without_close_is_a_crash_that_loses_nothing(tmp_path, victim, opened):
+    process = victim("memory = opened(); append(memory, 1).wait()", tmp_path / "alice.mc")
+    _, errors = process.communicate(timeout=60)
+    assert (0, b"") == (process.returncode, errors)
+    assert 1 == opened().journal.seq
+
+
 def test_readers_share_a_memory_without_a_writer(tmp_path, opened, append):
     memory = opened()
     append(memory, range(100))

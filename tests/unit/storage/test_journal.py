@@ -606,6 +606,19 @@ def test_close_drains_the_queue_and_is_idempotent():
     assert "closed" == caught.value.reason
 
 
+def test_abandoned_journal_writes_what_was_accepted_and_ends_its_thread():
+    storage = InMemoryStorage(Path("abandoned"))
+    journal = make_journal(storage)
+    tickets = [append(journal, ids_of(3, seed)) for seed in range(20)]
+    journal.abandon()
+    journal.abandon()
+    assert all(ticket.done() for ticket in tickets)
+    assert not journal._writer._thread.is_alive()
+    assert 20 == storage.state().seq
+    with pytest.raises(SessionClosedError):
+        append(journal, ids_of(1))
+
+
 def test_head_is_told_before_the_append_is_acknowledged():
     told = []
     journal = make_journal(on_durable=lambda seq, chain: told.append((seq, chain)))
