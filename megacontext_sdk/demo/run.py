@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -22,7 +22,7 @@ from megacontext_sdk.errors import ConfigError
 from megacontext_sdk.session import MemorySession
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from megacontext_sdk.demo.facts import Fact
     from megacontext_sdk.demo.history import Item
@@ -49,6 +49,7 @@ class DemoSettings:
         w_max: rows of the window.
         seed: fixes facts, depths, order of texts and choice of questions.
         data_dir: folder with the texts; by default the project's, or the packaged books.
+        options: further settings of the session, by name.
     """
 
     path: Path | None = None
@@ -60,6 +61,7 @@ class DemoSettings:
     w_max: int = 896
     seed: int = 0
     data_dir: Path | None = None
+    options: Mapping[str, Any] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -149,7 +151,11 @@ def run_demo(settings: DemoSettings) -> Iterator[Began | Progress | Answer | Sum
     with (
         _folder(settings.path) as path,
         MemorySession.open(
-            path, model=settings.model, storage=settings.storage, w_max=settings.w_max
+            path,
+            model=settings.model,
+            storage=settings.storage,
+            w_max=settings.w_max,
+            **settings.options,
         ) as session,
     ):
         yield Began(path, open_library(settings.data_dir).origin)

@@ -102,3 +102,10 @@ def test_stopping_early_leaves_no_folder_behind(data_dir):
     next(running)
     running.close()
     assert not began.path.parent.exists()
+
+
+def test_further_settings_reach_the_session(data_dir):
+    with pytest.raises(ConfigError, match="no_such_setting"):
+        list(run_demo(settings(data_dir, options={"no_such_setting": 1})))
+    pinned = list(run_demo(settings(data_dir, options={"sink_blocks": 0, "recent_tokens": 64})))
+    assert isinstance(pinned[-1], Summary)
