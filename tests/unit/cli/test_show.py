@@ -94,7 +94,6 @@ def summary(**changes):
         "ms_per_question": 250.0,
         "ms_per_token": 9.25,
         "bytes_per_token": 31.5,
-        "story": "Once upon a time.",
     }
     return Summary(**(known | changes))
 
