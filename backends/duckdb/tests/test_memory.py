@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -341,17 +343,18 @@ def test_reader_sees_what_only_the_log_holds(tmp_path, opened, run_victim):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody without permissions")
-def test_read_only_directory_reads_and_refuses_to_write(tmp_path, opened, append, run_victim):
-    memory = opened()
+def test_read_only_directory_reads_and_refuses_to_write(opened, append, run_victim, request):
+    # Not below pytest's folder, which nobody else may enter.
+    folder = Path(tempfile.mkdtemp())
+    request.addfinalizer(lambda: shutil.rmtree(folder))
+    folder.chmod(0o755)
+    memory = opened(folder / "alice.mc")
     append(memory, [1, 2, 3])
     memory.close()
-    alice = tmp_path / "alice.mc"
+    alice = folder / "alice.mc"
     for path in (alice, *alice.rglob("*")):
         os.chown(path, 65_534, 65_534)
         path.chmod(0o500 if path.is_dir() else 0o400)
-    for parent in alice.parents:
-        if parent != parent.parent and not parent.stat().st_mode & 0o001:
-            parent.chmod(0o711)
     before = content_hash(alice)
     code = """
 from megacontext_sdk.errors import ReadOnlyError
