@@ -10,9 +10,10 @@ question and the headroom.
 The pieces are the product's own: lexical index, mean gists, heuristic policy, refocus loop, greedy
 allocator, working context in strict mode. Only the storage below the tree is left out.
 
-Floors and ceilings of the table: `recency` (newest text raw), `bm25` and `cosine` (one feature
-alone), and plain retrieval: whole turns in prompt order without gists, paths, sinks or headroom,
-beside the same recent tokens, with the ranking of the index (`retrieval`) or the same unsmoothed.
+Floors and ceilings of the table: `recency` (newest text raw), `cosine` and `bm25` (one feature
+alone), `bm25 on blocks` (the same over 32-token blocks, unsmoothed), and plain retrieval: whole
+turns without gists, paths, sinks or headroom, beside the same recent tokens, with the ranking of
+the index (`retrieval`) or the same unsmoothed.
 """
 
 from __future__ import annotations
@@ -45,13 +46,16 @@ from megacontext_sdk.memory.terms import piece_bounds
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from megacontext_sdk.contracts.focus import FocusPolicy
+    from megacontext_sdk.contracts.focus import FocusPolicy, LexicalHits
 
 __all__ = ["EvidenceSettings", "evidence_table", "measure_evidence"]
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 DATA = SHARED / "data" / "eval-dev" / "locomo"
 MODEL = SHARED / "models" / "lab-base"
+
+OVERLAP = 32
+"""Tokens beyond a block, on each side, that its row of the block index takes in."""
 
 _NO_IDS = np.empty(0, np.int32)
 
@@ -92,6 +96,12 @@ class Question:
     text: str
     ids: np.ndarray
     evidence: tuple[Span, ...]
+
+
+class BlockFocus(Bm25Focus):
+    """BM25 focus that is given blocks for hits."""
+
+    name = "bm25-blocks"
 
 
 class _Info:
@@ -137,6 +147,40 @@ def read_table(path: Path) -> np.ndarray:
     return (raw.astype(np.uint32) << 16).view(np.float32).reshape(entry["shape"])
 
 
+class BlockIndex:
+    """BM25 over blocks instead of messages, without smoothing: the plain floor.
+
+    A row's text reaches over the edges of its block, or no block without a cue of its own is found.
+    """
+
+    def __init__(self, base: Base, ids: np.ndarray) -> None:
+        self._index = LexicalIndex(None)
+        starts = range(0, len(ids) - BLOCK_SIZE + 1, BLOCK_SIZE)
+        self._index.add(
+            [
+                LexicalRow(
+                    n,
+                    at,
+                    at + BLOCK_SIZE,
+                    base.decode(ids[max(at - OVERLAP, 0) : at + BLOCK_SIZE + OVERLAP]),
+                )
+                for n, at in enumerate(starts)
+            ]
+        )
+
+    def query(
+        self,
+        turn_text: str,
+        recent_text: str,
+        n_blocks: int,
+        limit: int = 64,
+        *,
+        before: int | None = None,
+    ) -> LexicalHits:
+        """Return the best blocks."""
+        return self._index.search(turn_text, 2 * limit)  # a message has two blocks
+
+
 class History:
     """One conversation as tokens, gists of every level and a lexical index; lends tree reads."""
 
@@ -156,6 +200,7 @@ class History:
             self.spans[turn["id"]] = span
             rows += _rows(base, number, span, ids[-1], text)
         self.index.add(rows)
+        self.blocks = BlockIndex(base, np.concatenate(ids))
         self._history = np.concatenate(ids)
         self._levels = self._gists_of(self._history)
         self.ask(_NO_IDS)
@@ -266,9 +311,8 @@ def focus_share(
     wc.lay_out(history.n_tokens)
     history.ask(question.ids)
     wc.extend(history.n_tokens)
-    views = ViewBuilder(
-        history, history, history.index, base.embed, base.embedding_table().shape[1]
-    )
+    index = history.blocks if isinstance(policy, BlockFocus) else history.index
+    views = ViewBuilder(history, history, index, base.embed, base.embedding_table().shape[1])
     loop = Refocuser(wc, policy, RecencyFocus(), GreedyAllocator(), views, history)
     query = FocusQuery(
         turn_ids=question.ids,
@@ -365,6 +409,7 @@ def evidence_table(
         for name, kind in (
             ("recency", RecencyFocus),
             ("cosine", CosineFocus),
+            ("bm25 on blocks", BlockFocus),
             ("bm25", Bm25Focus),
             ("heuristic", HeuristicFocus),
         )
