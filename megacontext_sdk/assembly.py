@@ -119,7 +119,7 @@ class Parts:
         self.journal.update_settings({"pins": pins}).wait()
 
     def save(self) -> None:
-        """Make gists, counts and the layout durable. The layout is a cache: losing it is harmless."""
+        """Make gists, counts and the layout durable; losing the layout is harmless."""
         self.tree.flush()
         self.journal.flush()
         if self.memory.cache_dir is not None and self.state.wc.n_tokens:
@@ -191,7 +191,7 @@ def assemble(
 def _settings(config: Config | str | Path | None, settings: Mapping[str, object]) -> Config:
     if isinstance(config, Config):
         return config.replace(**settings) if settings else config
-    return Config.load(config, **settings)
+    return Config.load(config).replace(**settings)
 
 
 class _Builder:
@@ -232,7 +232,7 @@ class _Builder:
             self._given[role] = given
             return str(getattr(given, "name", type(given).__name__))
         message = (
-            f"{role} of type {type(given).__name__} is not understood; give the name of a provider, "
+            f"{role} of type {type(given).__name__} is not understood; give a provider's name, "
             f"one of {', '.join(self._plugins.names(role))}"
         )
         raise ConfigError(message, field=role, value=type(given).__name__)
@@ -260,7 +260,7 @@ class _Builder:
         read_only: bool,
         create: bool,
     ) -> OpenedMemory:
-        """Open the directory and its journal. The budget is checked first: no directory for a typo."""
+        """Open the directory and its journal; the budget is checked before one is made."""
         info = adapter.info
         self._config.budget(info.trained_window)
         return open_memory(

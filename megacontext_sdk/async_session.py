@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 from megacontext_sdk.session import MemorySession
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Generator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
     from types import TracebackType
 
@@ -34,7 +34,6 @@ __all__ = ["AsyncMemorySession"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_END = object()
 
 
 class AsyncMemorySession:
@@ -91,9 +90,9 @@ class AsyncMemorySession:
         Leaving the loop early keeps what was generated (close the iterator with `aclose`, or let
         `contextlib.aclosing` do it).
         """
-        items: Generator[Any] = await _run(self._worker, self._session.stream, prompt, **arguments)
+        items = await _run(self._worker, self._session.stream, prompt, **arguments)
         try:
-            while (item := await _run(self._worker, next, items, _END)) is not _END:
+            while (item := await _run(self._worker, next, items, None)) is not None:
                 yield item
         finally:
             await asyncio.shield(_run(self._worker, items.close))

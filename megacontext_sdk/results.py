@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from megacontext_sdk.memory.lod import NodeId, Span
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from megacontext_sdk.memory.lod import NodeId, Span
 
 __all__ = [
     "Appended",
@@ -32,8 +32,8 @@ __all__ = [
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, Span | NodeId) or attrs.has(type(value)):
-        fields = attrs.fields(type(value))
+    fields = getattr(type(value), "__attrs_attrs__", None)
+    if fields is not None:
         return {field.name: _plain(getattr(value, field.name)) for field in fields}
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}

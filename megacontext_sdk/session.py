@@ -257,7 +257,7 @@ class MemorySession:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
         remember: bool = True,
-    ) -> Iterator[TextDelta | FocusChanged | Completed]:
+    ) -> Generator[TextDelta | FocusChanged | Completed]:
         """Answer a prompt piece by piece; arguments and errors as `generate`.
 
         Yields `FocusChanged` when the layout changed, `TextDelta` as text becomes final, and

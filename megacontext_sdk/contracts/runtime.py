@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from megacontext_sdk.contracts.arrays import Ids
     from megacontext_sdk.contracts.model import SamplingOptions
@@ -113,7 +113,7 @@ class RuntimeLoop(ABC):
         """
 
     @abstractmethod
-    def decode(self, request: DecodeRequest) -> Iterator[DecodedToken]:
+    def decode(self, request: DecodeRequest) -> Generator[DecodedToken]:
         """Generate tokens, sealing blocks and refocusing every 32.
 
         A consumer may stop early: what was generated is kept and the session stays usable.

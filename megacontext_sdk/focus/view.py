@@ -52,8 +52,13 @@ class LexicalSource(Protocol):
 class TreeSource(Protocol):
     """The part of the tree a view needs, besides the reads it lends to the policy."""
 
-    n_tokens: int
-    n_blocks: int
+    @property
+    def n_tokens(self) -> int:
+        """N, the cursor."""
+
+    @property
+    def n_blocks(self) -> int:
+        """Full blocks."""
 
     def tail_gists(self) -> Floats:
         """Newest five LOD1 gists and the newest LOD2 gist, float32[6, d]."""

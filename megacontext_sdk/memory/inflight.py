@@ -261,7 +261,8 @@ class InFlight:
 
     def messages(self, start: int, stop: int) -> tuple[NDArray[np.void], list[bytes]]:
         """Return rows MESSAGE[n] and bodies of queued messages `[start, stop)`."""
-        rows, bodies = [np.empty(0, MESSAGE)], []
+        rows: list[NDArray[np.void]] = [np.empty(0, MESSAGE)]
+        bodies: list[bytes] = []
         for pending in self.appends:
             first = max(0, start - pending.first_message)
             last = stop - pending.first_message

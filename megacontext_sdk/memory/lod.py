@@ -102,7 +102,8 @@ _WIDTHS = np.array([width(lod) for lod in range(MAX_LOD + 1)], dtype=np.int64)
 
 def widths(lods: NDArray[np.integer]) -> NDArray[np.int64]:
     """Return `width` of each level, int64[n]."""
-    return _WIDTHS[lods]
+    result: NDArray[np.int64] = _WIDTHS[lods]
+    return result
 
 
 def node_span(node: NodeId) -> Span:

@@ -20,7 +20,7 @@ from megacontext_sdk.memory.lod import BLOCK_SIZE
 from megacontext_sdk.runtime import trace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from megacontext_sdk.contracts.arrays import Ids
     from megacontext_sdk.contracts.model import WindowOutput
@@ -102,8 +102,8 @@ class PlainLoop(RuntimeLoop):
 
     # -- decode ---------------------------------------------------------------------------------
 
-    def decode(self, request: DecodeRequest) -> Iterator[DecodedToken]:
-        """Generate tokens; every 32 the block is sealed, one refocus step is made, the window synced.
+    def decode(self, request: DecodeRequest) -> Generator[DecodedToken]:
+        """Generate tokens; every 32 seal the block, make one refocus step and sync the window.
 
         The consumer may stop early: what was generated is kept and the session stays usable.
 

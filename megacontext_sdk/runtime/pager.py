@@ -68,6 +68,20 @@ class SyncReport:
         return self.rows_new - self.rows_cached + self.rows_seam
 
 
+@attrs.frozen(eq=False, kw_only=True)
+class _Target:
+    """The rows a window shall hold, in position order.
+
+    `slots` is filled while rows find their place: -1 where a row is not in the window yet.
+    """
+
+    keys: Indices
+    positions: Indices
+    slots: Indices
+    end: int
+    pending: Ids
+
+
 class Pager:
     """Owns one window and which row stands in which slot.
 
@@ -165,20 +179,23 @@ class Pager:
         keys = row_keys(layout, len(pending))
         if rebuild:
             self._release(np.arange(self._n), keep=False)
-        slots = self._find(keys)
-        released = self._release_others(slots)
-        slots = self._find(keys)
-        new = slots < 0
-        moved = self._move(slots, positions, ~new)
-        restored = self._restore(keys, slots, positions, new)
+        released = self._release_others(self._find(keys))
+        target = _Target(
+            keys=keys,
+            positions=positions,
+            slots=self._find(keys),
+            end=layout.end,
+            pending=pending,
+        )
+        new = target.slots < 0
+        moved = self._move(target, ~new)
+        restored = self._restore(target, new)
         repair = self._repair(new)
         if want_logits and len(keys):
             repair[-1] = True
         compute = (new & ~restored) | repair
-        output, forwards = self._write(
-            keys, positions, slots, compute, layout, pending, want_logits
-        )
-        self._book(slots, new, compute, rebuild=rebuild)
+        output, forwards = self._write(target, compute, want_logits=want_logits)
+        self._book(target.slots, new, compute, rebuild=rebuild)
         return SyncReport(
             rows_new=int(new.sum()),
             rows_cached=int((restored & ~compute).sum()),
@@ -232,39 +249,39 @@ class Pager:
                 column[holes] = column[movers]
         self._n = n_left
 
-    def _move(self, slots: Indices, positions: Indices, kept: Bools) -> int:
+    def _move(self, target: _Target, kept: Bools) -> int:
         changed = kept.copy()
-        changed[kept] = self._positions[slots[kept]] != positions[kept]
+        changed[kept] = self._positions[target.slots[kept]] != target.positions[kept]
         n_moved = int(changed.sum())
         if n_moved:
-            self.window.move(slots[changed], positions[changed])
-            self._positions[slots[changed]] = positions[changed]
+            slots, positions = target.slots[changed], target.positions[changed]
+            self.window.move(slots, positions)
+            self._positions[slots] = positions
         return n_moved
 
-    def _restore(self, keys: Indices, slots: Indices, positions: Indices, new: Bools) -> Bools:
-        """Put cached nodes back; fills `slots` of the rows it restored."""
-        restored = np.zeros(len(keys), dtype=np.bool_)
+    def _restore(self, target: _Target, new: Bools) -> Bools:
+        """Put cached nodes back; return which rows that were."""
+        restored = np.zeros(len(target.keys), dtype=np.bool_)
         if not len(self.cache):
             return restored
         missing = np.flatnonzero(new)
-        for group in node_groups(keys[missing]):
+        for group in node_groups(target.keys[missing]):
             block = self.cache.take(group.node)
-            if block is None:
-                continue
-            rows = missing[group.at]
-            target = np.arange(self._n, self._n + len(rows))
-            self.window.restore(block, target, positions[rows])
-            self._occupy(rows, target, keys, positions, slots)
-            restored[rows] = True
+            if block is not None:
+                rows = missing[group.at]
+                slots = self._occupy(target, rows)
+                self.window.restore(block, slots, target.positions[rows])
+                restored[rows] = True
         return restored
 
-    def _occupy(
-        self, rows: Indices, target: Indices, keys: Indices, positions: Indices, slots: Indices
-    ) -> None:
-        slots[rows] = target
-        self._keys[target] = keys[rows]
-        self._positions[target] = positions[rows]
-        self._n = max(self._n, int(target[-1]) + 1)
+    def _occupy(self, target: _Target, rows: Indices) -> Indices:
+        """Give new rows the next free slots and return these."""
+        slots = np.arange(self._n, self._n + len(rows))
+        target.slots[rows] = slots
+        self._keys[slots] = target.keys[rows]
+        self._positions[slots] = target.positions[rows]
+        self._n += len(rows)
+        return slots
 
     def _repair(self, new: Bools) -> Bools:
         """Return which kept rows are computed again, by mode."""
@@ -278,36 +295,30 @@ class Pager:
         return np.zeros(len(new), dtype=np.bool_)
 
     def _write(
-        self,
-        keys: Indices,
-        positions: Indices,
-        slots: Indices,
-        compute: Bools,
-        layout: Layout,
-        pending: Ids,
-        want_logits: bool,
+        self, target: _Target, compute: Bools, *, want_logits: bool
     ) -> tuple[WindowOutput | None, int]:
         """Run the base over the rows to compute, in position order, a chunk at a time."""
         rows = np.flatnonzero(compute)
         output = None
         chunks = [rows[at : at + _CHUNK_ROWS] for at in range(0, len(rows), _CHUNK_ROWS)]
-        for number, chunk in enumerate(chunks):
-            fresh = chunk[slots[chunk] < 0]
+        for number, chunk in enumerate(chunks, 1):
+            fresh = chunk[target.slots[chunk] < 0]
             if len(fresh):
-                target = np.arange(self._n, self._n + len(fresh))
-                self._occupy(fresh, target, keys, positions, slots)
-            batch = self._content(keys[chunk], layout.end, pending)
-            last = want_logits and number == len(chunks) - 1
+                self._occupy(target, fresh)
             output = self.window.write(
-                batch, positions[chunk], slots[chunk], "last" if last else "nothing"
+                self._content(target, chunk),
+                target.positions[chunk],
+                target.slots[chunk],
+                "last" if want_logits and number == len(chunks) else "nothing",
             )
         return (output if want_logits else None), len(chunks)
 
-    def _content(self, keys: Indices, end: int, pending: Ids) -> RowBatch:
-        """Return what the rows hold: ids of tokens, vectors of gists."""
+    def _content(self, target: _Target, rows: Indices) -> RowBatch:
+        """Return what rows hold: ids of tokens, vectors of gists."""
+        keys = target.keys[rows]
         token = is_token(keys)
         ids = np.full(len(keys), -1, dtype=np.int32)
-        ids[token] = self._token_ids(keys[token], end, pending)
+        ids[token] = self._token_ids(keys[token], target)
         if token.all():
             return RowBatch(ids, self._no_vectors)
         lods, nodes, slot = gist_parts(keys[~token])
@@ -317,10 +328,10 @@ class Pager:
             vectors[at] = self._source.gists(int(lod), nodes[at])[np.arange(at.sum()), slot[at]]
         return RowBatch(ids, vectors)
 
-    def _token_ids(self, indices: Indices, end: int, pending: Ids) -> Ids:
+    def _token_ids(self, indices: Indices, target: _Target) -> Ids:
         ids = np.empty(len(indices), dtype=np.int32)
-        ahead = indices >= end
-        ids[ahead] = pending[indices[ahead] - end]
+        ahead = indices >= target.end
+        ids[ahead] = target.pending[indices[ahead] - target.end]
         stored = indices[~ahead]
         if len(stored):
             ids[~ahead] = self._source.token_ids_at(stored)

@@ -123,7 +123,7 @@ class ReplyText:
         return len(self._text)
 
     def _find_stop(self) -> bool:
-        """Cut at the first stop string; a token cut in two is replaced by tokens of what is left."""
+        """Cut at the first stop string; a token cut in two gives way to tokens of what is left."""
         found = [at for text in self._stop if (at := self._text.find(text, self._final)) >= 0]
         if not found:
             return False

@@ -25,7 +25,7 @@ _FIRST_GIST_KEY = 1 << _LOD_SHIFT
 
 
 def row_keys(layout: Layout, n_pending: int = 0) -> Indices:
-    """Return int64[R + n_pending]: the key of each row of a layout, then of tokens not yet in it."""
+    """Return int64[R + n_pending]: the key of each row, then of tokens not in the layout yet."""
     cost = layout.cost
     first = np.cumsum(cost) - cost
     offset = np.arange(int(cost.sum()), dtype=np.int64) - np.repeat(first, cost)
@@ -70,8 +70,9 @@ def node_groups(keys: Indices) -> list[BlockGroup]:
     order = np.lexsort((keys, names))
     ordered = names[order]
     cuts = np.flatnonzero(np.diff(ordered)) + 1
-    groups = []
-    for at in np.split(order, cuts):
-        if len(at) == BLOCK_SIZE or not token[at[0]]:
-            groups.append(BlockGroup(int(names[at[0]]), at))
-    return groups
+    parts = np.split(order, cuts)
+    return [
+        BlockGroup(int(names[at[0]]), at)
+        for at in parts
+        if len(at) == BLOCK_SIZE or not token[at[0]]
+    ]

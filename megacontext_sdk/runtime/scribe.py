@@ -184,7 +184,7 @@ class Scribe:
         self._lexical.add(rows)
 
     def index_rows(self, message: int, start: int, ids: Ids, text: str | None) -> list[LexicalRow]:
-        """Return the rows of one message: one, or pieces of about 128 tokens on block boundaries."""
+        """Return the rows of one message: one, or pieces of 128 tokens cut on block boundaries."""
         end = start + len(ids)
         if len(ids) <= PIECE_TOKENS:
             shown = self._tokenizer.decode(ids, special=False) if text is None else text
