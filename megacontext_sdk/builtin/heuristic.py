@@ -45,7 +45,12 @@ COSINE_SPREAD = 3.0
 
 @attrs.frozen(kw_only=True)
 class HeuristicWeights:
-    """How much each feature, all in [0, 1], counts."""
+    """How much each feature, all in [0, 1], counts.
+
+    Tuned on meetings with known evidence (QMSum, training part), by evidence found at 512, 1,024
+    and 2,048 rows: of the published starting values only that of the cosine moved, from 0.4, which
+    lost one point there, to 0.1. The base's attention is no feature yet: adapters do not expose it.
+    """
 
     lexical: float = 1.0
     cosine: float = 0.1

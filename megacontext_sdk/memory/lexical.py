@@ -124,6 +124,7 @@ class LexicalIndex:
         self._n_rows = 0
         self._end = 0
         self._n_failures = 0
+        self._is_behind = False
         self.was_reset = False
 
     @property
@@ -151,13 +152,19 @@ class LexicalIndex:
     def add(self, rows: Sequence[LexicalRow]) -> None:
         """Index rows, in one transaction.
 
-        If the file turns out to be damaged or the disk full, the index starts anew without these
-        rows: compare `end` with the history afterwards and add what is missing.
+        If the file turns out to be damaged or the disk full, the index starts anew, and takes no
+        rows that would leave a hole: while `end` is behind the history, add what is missing.
 
         Args:
             rows: in order of their spans, behind what is indexed already.
         """
-        if rows:
+        if not rows:
+            return
+        with self._lock:
+            self.open()
+            if self._is_behind and rows[0].start > self._end:
+                return
+            self._is_behind = False
             self._guarded(lambda db: self._insert(db, rows), None)
 
     def search(self, query: str | Mapping[str, float], k: int) -> LexicalHits:
@@ -286,7 +293,7 @@ class LexicalIndex:
         """Start empty: in a new file if the old one was bad, else in memory."""
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
         self._n_failures += 1
-        self.was_reset = True
+        self.was_reset = self._is_behind = True
         if code in _DAMAGE and self._n_failures == 1:
             self._discard()
         else:
@@ -319,7 +326,7 @@ class LexicalIndex:
             )
             db.executemany(
                 "INSERT INTO terms(rowid, text) VALUES (?, ?)",
-                ((i, row.text) for i, row in enumerate(rows, first)),
+                ((i, _storable(row.text)) for i, row in enumerate(rows, first)),
             )
             db.execute("COMMIT")
         except BaseException:
@@ -413,6 +420,13 @@ class LexicalIndex:
             return _Postings(term, rows, len(rows), is_complete=True)
         share = len(rows) / (n_rows - int(rows[-1]) + 1)
         return _Postings(term, rows, max(share * n_rows, len(found)), is_complete=False)
+
+
+def _storable(text: str) -> str:
+    """Return a text SQLite takes: half characters and NUL become spaces."""
+    if "\0" in text or not text.isprintable():
+        text = text.replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
+    return text
 
 
 def _hits(spans: Indices, scores: NDArray[np.float64]) -> LexicalHits:

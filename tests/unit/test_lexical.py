@@ -343,10 +343,37 @@ def test_a_locked_file_is_left_alone(tmp_path):
     assert 1 == opened(path).n_rows
 
 
+def test_after_a_reset_no_hole_is_left_in_front_of_new_rows(tmp_path):
+    path = tmp_path / "lexical.sqlite"
+    texts = [f"alpha word{i} beta" for i in range(3000)]
+    index = indexed(texts, path)
+    index.close()
+    damage_truncated(path)
+    index.open()
+    index.search("word7", 5)
+    index.add(rows_of(["newest"], first=3000))
+    assert 0 == index.end
+    index.add(rows_of(texts[:2000]))
+    index.add(rows_of(texts[2000:], first=2000))
+    index.add(rows_of(["newest"], first=3000))
+    assert 3001 * ROW_TOKENS == index.end
+    assert [7] == found(index.search("word7", 5))
+
+
+@pytest.mark.parametrize(
+    "text", ["alpha\x00omega", "alpha \ud83e omega", "\ufeffalpha\nomega", "alpha\u2028omega"]
+)
+def test_any_text_can_be_indexed(text):
+    index = indexed([text, "filler"])
+    assert [0] == found(index.search("omega", 3))
+    assert [0] == found(index.search("alpha", 3))
+    assert not index.was_reset
+
+
 def test_a_failed_add_leaves_no_half(tmp_path):
     index = indexed(["alpha"], tmp_path / "lexical.sqlite")
     bad = [LexicalRow(1, 40, 80, "beta"), LexicalRow(2, 80, 120, 3j)]
-    with pytest.raises(sqlite3.ProgrammingError):
+    with pytest.raises(TypeError):
         index.add(bad)
     assert 1 == index.n_rows
     assert 0 == len(index.search("beta", 5))
