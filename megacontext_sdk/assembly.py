@@ -31,6 +31,7 @@ from megacontext_sdk.memory.tree import MegaContextTree
 from megacontext_sdk.memory.vault import Fingerprints, open_memory
 from megacontext_sdk.messages import ChatFormat
 from megacontext_sdk.plugins import default_plugins
+from megacontext_sdk.runtime import trace
 from megacontext_sdk.runtime.scribe import Scribe
 from megacontext_sdk.runtime.state import SessionState
 from megacontext_sdk.runtime.tree_rows import TreeRows
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from megacontext_sdk.contracts.positions import PositionScheme
     from megacontext_sdk.contracts.runtime import RuntimeLoop
     from megacontext_sdk.contracts.telemetry import TelemetrySink
+    from megacontext_sdk.focus.applied import AppliedPlan
     from megacontext_sdk.memory.journal import Journal
     from megacontext_sdk.memory.vault import OpenedMemory
     from megacontext_sdk.plugins import Plugins
@@ -392,9 +394,16 @@ def _catch_up(parts: Parts) -> None:
     parts.scribe.catch_up()
     wc, n_tokens = parts.state.wc, parts.tree.n_tokens
     if not _restore_layout(parts):
-        wc.lay_out(n_tokens)
-    wc.extend(n_tokens)
+        _report(parts, wc.lay_out(n_tokens))
+    _report(parts, wc.extend(n_tokens))
     _restore_pins(parts)
+
+
+def _report(parts: Parts, applied: AppliedPlan) -> None:
+    """Count and report what opening did to the working context."""
+    if applied.added or applied.moves:
+        parts.state.rows.note_moves(applied.moves)
+        trace.assemble(parts.state, applied, 0.0)
 
 
 def _restore_pins(parts: Parts) -> None:
@@ -404,19 +413,24 @@ def _restore_pins(parts: Parts) -> None:
     wc = parts.state.wc
     for pin in wc.pins:
         if pin not in wanted:
-            wc.unpin(pin)
+            parts.state.take_wish(wc.unpin(pin))
     for pin in wanted:
         if pin not in wc.pins:
-            wc.pin(pin)
+            parts.state.take_wish(wc.pin(pin))
 
 
 def _restore_layout(parts: Parts) -> bool:
     """Take up the layout of the last close; False if there is none that fits."""
-    path = _in(parts.memory.cache_dir, _LAYOUT_FILE)
+    # Not `cache_dir`: whoever reads only resumes the same layout, too.
+    path = _in(parts.path, f"cache/{_LAYOUT_FILE}")
     if path is None or not path.exists():
         return False
     try:
-        parts.state.wc.restore(msgspec.msgpack.decode(path.read_bytes()))
+        saved = msgspec.msgpack.decode(path.read_bytes(), type=dict[str, object])
+        applied = parts.state.wc.restore(saved)
     except (OSError, msgspec.MsgspecError, MegaContextError):
         return False  # a cache: the initial layout is as good a start
-    return parts.state.wc.n_tokens <= parts.tree.n_tokens
+    if parts.state.wc.n_tokens > parts.tree.n_tokens:
+        return False
+    _report(parts, applied)
+    return True

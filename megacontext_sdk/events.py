@@ -1,8 +1,8 @@
 """Typed telemetry events, and the fan-out that hands them to sinks.
 
 Events hold counts, sizes, node addresses and seconds; never text, token ids or vectors. Replaying
-the actions of `assemble` and `refocus` events over the tree gives every working context again.
-This module sends nothing anywhere by itself: a sink decides, and the built-in ones stay local.
+`added` and `actions` of `assemble` and `refocus` events gives every working context again. This
+module sends nothing anywhere by itself: a sink decides, and the built-in ones stay local.
 """
 
 from __future__ import annotations
@@ -135,13 +135,18 @@ class GistEvent(Event, frozen=True, kw_only=True, tag="gist"):
 
 
 class AssembleEvent(Event, frozen=True, kw_only=True, tag="assemble"):
-    """History up to `n_tokens` became entries; `actions` are the collapses that made room."""
+    """History up to `n_tokens` became entries, then `actions` made room.
+
+    `added` are runs (lod, first index, count) of nodes: they replace every entry that begins where
+    the first of them begins or behind it.
+    """
 
     n_tokens: int
     n_entries: int
     cost_before: int
     cost_after: int
     w_max: int
+    added: tuple[tuple[int, int, int], ...] = ()
     actions: tuple[Action, ...] = ()
 
 

@@ -66,7 +66,7 @@ class FocusHandle:
         """
         with self._writing():
             checked = self._parts.check_span(span)
-            self._parts.state.rows.note_moves(self._parts.state.wc.pin(checked).moves)
+            self._parts.state.take_wish(self._parts.state.wc.pin(checked))
             self._parts.save_pins()
             return self.report()
 
@@ -77,7 +77,8 @@ class FocusHandle:
             ConfigError: no pin covers the span.
         """
         with self._writing():
-            self._parts.state.wc.unpin(self._parts.check_span(span))
+            checked = self._parts.check_span(span)
+            self._parts.state.take_wish(self._parts.state.wc.unpin(checked))
             self._parts.save_pins()
             return self.report()
 
@@ -89,9 +90,8 @@ class FocusHandle:
             BudgetError: it does not fit.
         """
         with self._writing():
-            self._parts.state.rows.note_moves(
-                self._parts.state.wc.expand(self._parts.check_span(span)).moves
-            )
+            checked = self._parts.check_span(span)
+            self._parts.state.take_wish(self._parts.state.wc.expand(checked))
             return self.report()
 
     def collapse(self, span: Span | tuple[int, int]) -> FocusReport:
@@ -101,9 +101,8 @@ class FocusHandle:
             ConfigError: a span outside the history, or protected.
         """
         with self._writing():
-            self._parts.state.rows.note_moves(
-                self._parts.state.wc.collapse(self._parts.check_span(span)).moves
-            )
+            checked = self._parts.check_span(span)
+            self._parts.state.take_wish(self._parts.state.wc.collapse(checked))
             return self.report()
 
     def history(self) -> tuple[FocusAction, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 from megacontext_sdk.contracts.positions import Layout
 from megacontext_sdk.errors import BudgetError, ConfigError, InvariantError
 from megacontext_sdk.focus import saved_layout
-from megacontext_sdk.focus.applied import AppliedPlan
+from megacontext_sdk.focus.applied import AppliedPlan, node_runs
 from megacontext_sdk.focus.entries import freeze, no_entries
 from megacontext_sdk.focus.growth import initial_entries, new_nodes
 from megacontext_sdk.focus.invariants import check_entries, check_swap, check_tiling
@@ -153,11 +153,12 @@ class WorkingContext:
         entries, protection = initial_entries(n_tokens, self.budget, self.pins)
         check_entries(entries, n_tokens, self.budget, protection)
         origin: Indices = np.full(len(entries), -1, dtype=np.int64)
-        return self._install(
+        applied = self._install(
             attrs.evolve(self._state, entries=entries, n_tokens=n_tokens, protection=protection),
             origin,
             (),
         )
+        return attrs.evolve(applied, added=node_runs(entries.lod, entries.index))
 
     def extend(self, n_tokens: int) -> AppliedPlan:
         """Let the history grow to `n_tokens`: new blocks, then room for them, all at once.
@@ -181,7 +182,8 @@ class WorkingContext:
         # Between boundaries the tail may use the headroom; that is what it is for.
         is_boundary = n_tokens // BLOCK_SIZE > self.n_tokens // BLOCK_SIZE
         limit = self.budget.target if is_boundary else self.budget.w_max
-        return self._settle(draft, limit=limit, may_yield=True)
+        applied = self._settle(draft, limit=limit, may_yield=True)
+        return applied if applied.rebuilt else attrs.evolve(applied, added=node_runs(*nodes))
 
     def make_room(self, reserve: int = 0) -> AppliedPlan:
         """Collapse until `headroom + reserve` rows are free.
@@ -317,10 +319,13 @@ class WorkingContext:
             epoch=max(layout.epoch, before.epoch + 1),
         )
         try:
-            return self._settle(self._draft(), may_yield=True)
+            applied = self._settle(self._draft(), may_yield=True)
         except (BudgetError, InvariantError):
             self._state = before
             raise
+        if applied.rebuilt:
+            return applied
+        return attrs.evolve(applied, added=node_runs(entries.lod, entries.index))
 
     def _draft(self) -> Draft:
         return Draft(self._state.entries, self.n_tokens, self.budget.gist_slots)

@@ -168,13 +168,17 @@ class _Decode:
     def _make_room(self, reserve: int) -> None:
         state = self._state
         try:
-            state.rows.note_moves(state.wc.make_room(reserve=reserve).moves)
+            start = perf_counter()
+            applied = state.wc.make_room(reserve=reserve)
         except BudgetError as error:
             message = (
                 f"{reserve} rows for this reply do not fit w_max={state.budget.w_max} beside the "
                 "history; lower max_new_tokens, shorten the prompt, or use remember=True"
             )
             raise BudgetError(message, needed=reserve, available=error.available) from error
+        if applied.moves:
+            state.rows.note_moves(applied.moves)
+            trace.assemble(state, applied, perf_counter() - start)
 
     def _take(self, token_id: int) -> DecodedToken:
         self._pending.append(token_id)

@@ -10,7 +10,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 import attrs
+import numpy as np
 
+from megacontext_sdk.focus.refocus import RefocusRecord
 from megacontext_sdk.runtime import trace
 from megacontext_sdk.runtime.pager import Pager
 
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from megacontext_sdk.contracts.model import ModelAdapter, Tokenizer, WindowOutput
     from megacontext_sdk.contracts.positions import PositionScheme
     from megacontext_sdk.events import Telemetry
-    from megacontext_sdk.focus.refocus import Refocuser, RefocusRecord
+    from megacontext_sdk.focus.applied import AppliedPlan
+    from megacontext_sdk.focus.refocus import Refocuser
     from megacontext_sdk.focus.working_context import WorkingContext
     from megacontext_sdk.memory.journal import Journal
     from megacontext_sdk.memory.tree import MegaContextTree
@@ -130,6 +133,34 @@ class SessionState:
         for move in record.moves:
             if move.kind == "reveal" or (move.kind == "expand" and move.node.lod == 1):
                 self.revealed[move.node.index] = (move.score, move.reason or "score")
+
+    def take_wish(self, applied: AppliedPlan) -> None:
+        """Count, keep and report what a user's own wish changed; nothing if it changed nothing."""
+        if not applied.moves and applied.violation is None:
+            return
+        self.rows.note_moves(applied.moves)
+        record = RefocusRecord(
+            trigger="user",
+            iterations=1,
+            moves=applied.moves,
+            skipped=(),
+            epoch_before=applied.epoch_before,
+            epoch_after=applied.epoch_after,
+            cost_before=applied.cost_before,
+            cost_after=applied.cost_after,
+            entries_before=applied.entries_before,
+            entries_replaced=applied.entries_replaced,
+            scores=np.zeros(0, dtype=np.float32),
+            scope_seconds=0.0,
+            score_seconds=0.0,
+            plan_seconds=0.0,
+            apply_seconds=0.0,
+            fallbacks=(),
+            violations=() if applied.violation is None else (applied.violation,),
+        )
+        self.step += 1
+        self.records.append(record)
+        trace.refocus(self, record)
 
     def close(self) -> None:
         """Free the window."""

@@ -61,10 +61,13 @@ def assemble(state: SessionState, applied: AppliedPlan, seconds: float) -> None:
                 cost_before=applied.cost_before,
                 cost_after=applied.cost_after,
                 w_max=state.budget.w_max,
+                added=applied.added,
                 actions=_actions(applied.moves),
             )
         )
     _lossy(state, applied)
+    if applied.violation is not None:
+        _violation(state, applied.violation, "laid out anew" if applied.rebuilt else "rolled back")
 
 
 def _lossy(state: SessionState, applied: AppliedPlan) -> None:
@@ -134,13 +137,18 @@ def _problems(state: SessionState, record: RefocusRecord) -> None:
             )
         )
     for detail in record.violations:
+        _violation(state, detail, "rolled back")
+
+
+def _violation(state: SessionState, detail: str, action: str) -> None:
+    if state.telemetry.is_active:
         state.telemetry.emit(
             events.InvariantViolationEvent(
                 step=state.step,
                 epoch=state.wc.epoch,
                 code=detail.partition(":")[0],
                 detail=detail,
-                action="rolled back",
+                action=action,
             )
         )
 
