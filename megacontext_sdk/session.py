@@ -6,6 +6,7 @@ idempotent. Everything returned is frozen and has `to_dict()`.
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
@@ -69,6 +70,7 @@ class MemorySession:
         self._parts = parts
         self._lock = threading.RLock()
         self._closed: str | None = None
+        self._pid = os.getpid()
         self._stream_open: Generator[TextDelta | FocusChanged | Completed] | None = None
         self.focus = FocusHandle(parts, self._reading, self._writing)
         parts.plugins.session_opened(self)
@@ -371,6 +373,8 @@ class MemorySession:
         self._close(None)
 
     def _close(self, error: BaseException | None) -> None:
+        if os.getpid() != self._pid:
+            return  # a forked child has nothing to save: all of it is its parent's
         with self._lock:
             if self._closed is not None:
                 return
@@ -406,6 +410,9 @@ class MemorySession:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
+        if os.getpid() != self._pid:  # before the lock: a fork may have copied it locked
+            message = f"{self._where()} was opened before a fork; open it again in this process"
+            raise SessionClosedError(message, path=self._where(), reason="forked")
         with self._lock:
             if self._closed is not None:
                 message = f"the session on {self._where()} is closed; open it again"

@@ -96,7 +96,10 @@ def check_metadata(metadata: object) -> dict[str, object]:
     except UnicodeEncodeError:
         _refuse("metadata", "holds half a surrogate pair, which is no text")
     if len(raw) > MAX_METADATA_BYTES:
-        message = f"metadata of {len(raw):,} bytes is above the limit of {MAX_METADATA_BYTES:,}"
+        message = (
+            f"metadata of {len(raw):,} bytes is above the limit of {MAX_METADATA_BYTES:,}; "
+            "append what is long as content"
+        )
         raise QuotaError(
             message,
             field="metadata",

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import attrs
 import pytest
 
 from megacontext_sdk import MemorySession, events
@@ -16,7 +17,16 @@ from megacontext_sdk.contracts.focus import FocusPolicy, Move, Plan
 from megacontext_sdk.contracts.telemetry import TelemetrySink
 from megacontext_sdk.memory.lod import NodeId, width
 
-MODEL = EchoModel()
+
+class Endless(EchoModel):
+    """Never ends a reply by itself, so that replies cross as many blocks as they are asked for."""
+
+    @property
+    def info(self):
+        return attrs.evolve(super().info, eos_ids=())
+
+
+MODEL = Endless()
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs/reference/telemetry.md"
 
 
