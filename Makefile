@@ -29,8 +29,9 @@ format: .venv/.ready
 docs: .venv/.ready
 	$(BIN)/zensical build --strict --clean
 
+# A look only: make bench BENCH='--quick --only recall_200k'
 bench: .venv/.ready
-	$(BIN)/python -m pytest tests/benchmarks --durations=0
+	$(BIN)/python -m tests.benchmarks $(BENCH)
 
 clean:
 	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
