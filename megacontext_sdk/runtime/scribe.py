@@ -17,7 +17,14 @@ from megacontext_sdk.errors import ConfigError
 from megacontext_sdk.memory.journal import OP_APPEND, OP_GENERATE, MessageRecord
 from megacontext_sdk.memory.lexical import LexicalRow
 from megacontext_sdk.memory.lod import Span
-from megacontext_sdk.messages import CONTINUES, ROLE_CODES, MessageBody, Trust, encode_body
+from megacontext_sdk.messages import (
+    CONTINUES,
+    ROLE_CODES,
+    MessageBody,
+    Trust,
+    encode_body,
+    load_messages,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -203,16 +210,20 @@ class Scribe:
         n_indexed = 0
         first, n_messages = self._first_unindexed(), self._journal.n_messages
         for at in range(first, n_messages, _CATCH_UP_MESSAGES):
-            records = self._journal.messages(at, min(at + _CATCH_UP_MESSAGES, n_messages))
+            stop = min(at + _CATCH_UP_MESSAGES, n_messages)
             rows: list[LexicalRow] = []
-            for number, record in enumerate(records, at):
-                start, n_tokens = int(record["start"]), int(record["n_tokens"])
-                if n_tokens:
-                    ids = self._tree.token_ids(Span(start, start + n_tokens))
-                    rows += self.index_rows(number, start, ids, None)
-                    n_indexed += 1
+            for message in load_messages(self._journal, at, stop, self._short_text):
+                ids = self._tree.token_ids(message.span)
+                rows += self.index_rows(message.message_id, message.span.start, ids, message.text)
+                n_indexed += 1
             self._lexical.add(rows)
         return n_indexed
+
+    def _short_text(self, span: Span) -> str:
+        """Return the text of raw ids; long ones are decoded piece by piece anyway."""
+        if span.n_tokens > PIECE_TOKENS:
+            return ""
+        return self._tokenizer.decode(self._tree.token_ids(span), special=False)
 
     def _first_unindexed(self) -> int:
         end = self._lexical.end
