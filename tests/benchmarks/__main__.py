@@ -72,6 +72,8 @@ def run(benchmarks: Sequence[Benchmark], workshop: Workshop, console: Console) -
         task = progress.add_task("", total=len(benchmarks))
         for benchmark in benchmarks:
             progress.update(task, description=benchmark.names[0], refresh=True)
+            if not console.is_terminal:
+                console.print(f"measuring {', '.join(benchmark.names)}")
             figures += benchmark.measure(workshop)
             progress.advance(task)
         progress.update(task, description="done", refresh=True)
@@ -96,6 +98,8 @@ def _report(
     if options.only and target.is_file():  # what was not measured now stays
         results = json.loads(target.read_text(encoding="utf-8")) | results
     target.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    notes = options.folder / "bench-notes.txt"
+    notes.write_text("".join(f"{note}\n" for note in workshop.notes), encoding="utf-8")
     picture = options.folder / "bench.png"
     draw(figures, workshop.curves, picture, f"{machine}{scale}, {now:%Y-%m-%d}")
     console.print(f"written: {target}, {picture}")

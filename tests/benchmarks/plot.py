@@ -54,7 +54,8 @@ def _bars(axes: plt.Axes, figures: Sequence[Figure]) -> None:
     axes.set_xticks([0.5, 1, 2, 5, 10, 20, 50], ["0.5", "1", "2", "5", "10", "20", "50"])
     axes.minorticks_off()
     for row, (figure, margin) in enumerate(zip(figures, margins, strict=True)):
-        label = f"{figure.value:,.3g} {figure.unit} (required {figure.limit})"
+        value = f"{figure.value:,.0f}" if figure.value >= 1000 else f"{figure.value:.3g}"
+        label = f"{value} {figure.unit} (required {figure.limit})"
         axes.text(max(margin, 1) * 1.06, row, label, va="center", fontsize=8)
     axes.set_xlabel("times better than required (1: just enough)")
     axes.spines[["top", "right"]].set_visible(False)

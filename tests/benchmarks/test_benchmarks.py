@@ -17,6 +17,7 @@ from rich.console import Console
 from tests.benchmarks import evidence
 from tests.benchmarks.__main__ import main, run, table
 from tests.benchmarks.figures import LIMITS, UNITS, Figure, Limit, measured
+from tests.benchmarks.page import BEGIN, END, figures_block, replaced
 from tests.benchmarks.plot import draw
 from tests.benchmarks.scale import TINY
 from tests.benchmarks.suite import SUITE, chosen
@@ -108,3 +109,28 @@ def test_an_interval_holds_the_mean():
     low, high = bootstrap(np.arange(100) % 2, lambda rows: float(rows.mean()))
     assert low < 0.5 < high
     assert 0.15 < high - low < 0.25
+
+
+def test_the_page_shows_full_figures_between_its_marks():
+    results = {
+        "bytes_per_token": measured("bytes_per_token", 26.13, "parts").to_json("box", "2026-01-02"),
+        "evidence_512": Figure(
+            name="evidence_512", value=None, baseline="none", reason="no data"
+        ).to_json("box", "2026-01-02"),
+    }
+    page = replaced(f"a {BEGIN} old {END} z", figures_block(results, ["a note", "  detail"]))
+    assert page.startswith(f"a {BEGIN}\n")
+    assert page.endswith(f"{END} z")
+    assert "| `bytes_per_token` | 26.1 | B/token | parts |" in page
+    assert "| `evidence_512` | not measured | share | no data |" in page
+    assert "- a note" in page
+    assert "old" not in page
+    assert "detail" not in page
+
+
+def test_the_page_refuses_figures_of_a_smaller_run_and_a_page_without_marks():
+    entry = measured("bytes_per_token", 1.0, "x").to_json("box (scale quick)", "2026-01-02")
+    with pytest.raises(ValueError, match="run the whole"):
+        figures_block({"bytes_per_token": entry}, [])
+    with pytest.raises(ValueError, match="lacks"):
+        replaced("no marks", "x")
