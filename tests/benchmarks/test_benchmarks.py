@@ -22,7 +22,7 @@ from tests.benchmarks.plot import draw
 from tests.benchmarks.scale import TINY
 from tests.benchmarks.suite import SUITE, chosen
 from tests.benchmarks.timing import bootstrap, in_turn
-from tests.benchmarks.workshop import Workshop
+from tests.benchmarks.workshop import Workshop, code_version
 
 BOUNDED = {"recall_200k", "recall_ceiling", "evidence_512", "evidence_1024", "evidence_2048"}
 
@@ -134,3 +134,8 @@ def test_the_page_refuses_figures_of_a_smaller_run_and_a_page_without_marks():
         figures_block({"bytes_per_token": entry}, [])
     with pytest.raises(ValueError, match="lacks"):
         replaced("no marks", "x")
+
+
+def test_a_run_says_which_code_it_measured(tmp_path):
+    assert code_version().startswith("code: ")
+    assert [code_version()] == Workshop(TINY, tmp_path / "memories").notes

@@ -6,6 +6,7 @@ import itertools
 import os
 import platform
 import shutil
+import subprocess
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -26,9 +27,18 @@ if TYPE_CHECKING:
     from megacontext_hf.adapter import HfAdapter
     from tests.benchmarks.scale import Scale
 
-__all__ = ["Workshop", "append_texts", "machine_name", "size_by_part", "stamp_reply", "turns"]
+__all__ = [
+    "Workshop",
+    "append_texts",
+    "code_version",
+    "machine_name",
+    "size_by_part",
+    "stamp_reply",
+    "turns",
+]
 
 W_MAX = 896
+_ROOT = Path(__file__).resolve().parents[2]
 _BATCH_MESSAGES = 64
 _PARTS = {"access.bin": "access counts", "lexical.sqlite": "lexical index"}
 
@@ -45,7 +55,7 @@ class Workshop:
         self.scale = scale
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.notes: list[str] = []
+        self.notes = [code_version()]
         self.curves: dict[str, dict[float, float]] = {}
         self._memories: dict[int, Path] = {}
         self.parts_on_disk: dict[int, dict[str, int]] = {}
@@ -171,6 +181,23 @@ class _StampedLoop:
                 yield token
         finally:
             decoded.close()
+
+
+def code_version() -> str:
+    """Return the commit that is measured, and whether the files are those of the commit."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "--short", "HEAD")
+    if not commit:
+        return "code: not a git checkout"
+    changed = [line[3:] for line in git("status", "--porcelain", "-uno").splitlines()]
+    changed = [name for name in changed if name.endswith(".py")]
+    return f"code: commit {commit}" + (f", changed since: {', '.join(changed)}" if changed else "")
 
 
 def machine_name() -> str:
