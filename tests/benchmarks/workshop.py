@@ -190,7 +190,7 @@ def code_version() -> str:
         done = subprocess.run(
             ["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=False
         )
-        return done.stdout.strip()
+        return done.stdout.rstrip()
 
     commit = git("rev-parse", "--short", "HEAD")
     if not commit:
