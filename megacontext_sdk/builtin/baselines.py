@@ -28,7 +28,8 @@ class Bm25Focus(HeuristicFocus):
 
     def __init__(self) -> None:
         super().__init__(
-            HeuristicWeights(lexical=1.0, cosine=0.0, recency=0.0, stickiness=0.0, precision=0.0)
+            HeuristicWeights(lexical=1.0, cosine=0.0, recency=0.0, stickiness=0.0, precision=0.0),
+            shows_context=False,
         )
 
 

@@ -30,6 +30,27 @@ __all__ = ["HeuristicFocus", "HeuristicWeights"]
 LEXICAL_FLOOR = 4.0
 """Smallest score a lexical feature of 1 stands for: a weak best match is no full match."""
 
+STRONG_SHARE = 0.85
+"""Share of the best score from which on a hit is strong."""
+
+LEAD_BLOCKS = 4
+"""Raw blocks shown in front of a strong hit, so that the model reads it behind raw text."""
+
+LEAD_ROWS = 640
+"""Smallest target that has rows to spend on what leads up to a hit."""
+
+RIVAL_SHARE = 0.6
+"""Share of the best score from which on a hit may be the one that is meant ..."""
+
+FEW_RIVALS = 2
+"""... and up to how many of them the best stands out, so that weak hits are left alone."""
+
+MORE_BLOCKS = 20
+"""Further raw blocks in front of a best hit that stands out."""
+
+MORE_SHARE = 0.65
+"""Lexical feature of these blocks."""
+
 RECENCY_TOKENS = 2048
 """Distance from the cursor at which recency has fallen to 1/e."""
 
@@ -97,11 +118,15 @@ class HeuristicFocus(FocusPolicy):
 
     Args:
         weights: of the features; the default was tuned on development sets.
+        shows_context: show strong hits together with the blocks before them.
     """
 
     name = "heuristic"
 
-    def __init__(self, weights: HeuristicWeights | None = None) -> None:
+    def __init__(
+        self, weights: HeuristicWeights | None = None, *, shows_context: bool = True
+    ) -> None:
+        self._shows_context = shows_context
         self._weights = weights or HeuristicWeights()
         self._cosines = NodeCache()
         self._precision = NodeCache()
@@ -123,7 +148,10 @@ class HeuristicFocus(FocusPolicy):
 
     def _form_opinion(self, view: FocusView) -> _Opinion:
         entries, budget = view.entries, view.budget
-        hits = _hit_blocks(view.hits, view.n_blocks) if self._weights.lexical else _NO_HITS
+        hits = _NO_HITS
+        if self._weights.lexical:
+            rows_for_context = budget.target if self._shows_context else 0
+            hits = _hit_blocks(view.hits, view.n_blocks, rows_for_context)
         cover = np.searchsorted(entries.start, hits.blocks * BLOCK_SIZE, side="right") - 1
         is_hidden = entries.lod[cover] > 1
         hidden = hits.blocks[is_hidden]
@@ -216,20 +244,42 @@ def _cosines(view: FocusView, lod: int, nodes: Indices) -> Floats:
     return cosines
 
 
-def _hit_blocks(hits: LexicalHits, n_blocks: int) -> _Hits:
-    """Return what hits touch of the full blocks."""
+def _hit_blocks(hits: LexicalHits, n_blocks: int, target: int) -> _Hits:
+    """Return what hits touch of the full blocks, with the raw text that leads up to strong ones.
+
+    A base model reads a span well only behind raw text: rows right behind gists are garbled
+    (measured, `docs/explanation/performance.md`). So strong hits come with the blocks before them.
+    If the best hit stands out, rows are better spent on more of what leads up to it than on weak
+    hits, each of which distracts. In a small window hits go first.
+
+    Args:
+        hits: best first.
+        n_blocks: full blocks of the history.
+        target: rows to stay within.
+    """
     first = hits.start // BLOCK_SIZE
     last = np.minimum(-(-hits.end // BLOCK_SIZE), n_blocks)
     is_full = last > first
     if not is_full.any():
         return _NO_HITS
-    score = hits.score[is_full].astype(np.float64)
-    ranges = tuple(
-        range(a, b) for a, b in zip(first[is_full].tolist(), last[is_full].tolist(), strict=True)
-    )
+    first, last = first[is_full], last[is_full]
+    share = hits.score[is_full].astype(np.float64)
+    feature = share / max(float(share.max()), LEXICAL_FLOOR)
+    share = share / share.max()
+    is_strong = share >= STRONG_SHARE
+    more: list[int] = []
+    if target >= LEAD_ROWS:
+        first = np.where(is_strong, np.maximum(first - LEAD_BLOCKS, 0), first)
+        if np.count_nonzero(share >= RIVAL_SHARE) <= FEW_RIVALS:
+            start = int(first[share.argmax()])
+            more = list(range(start - 1, max(start - 1 - MORE_BLOCKS, -1), -1))
+            first, last, feature = first[is_strong], last[is_strong], feature[is_strong]
+    falling = MORE_SHARE * 0.99 ** np.arange(len(more))
+    ranges = [range(a, b) for a, b in zip(first.tolist(), last.tolist(), strict=True)]
+    ranges += [range(block, block + 1) for block in more]
     return _Hits(
-        ranges=ranges,
-        feature=score / max(float(score.max()), LEXICAL_FLOOR),
+        ranges=tuple(ranges),
+        feature=np.concatenate([feature, falling]),
         blocks=np.unique(np.concatenate([np.arange(r.start, r.stop) for r in ranges])),
     )
 

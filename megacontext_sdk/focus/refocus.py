@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 import numpy as np
 
+from megacontext_sdk.errors import BudgetError
+from megacontext_sdk.memory.lod import BLOCK_SIZE
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -117,6 +120,8 @@ class Refocuser:
             InvariantError: in strict mode, when a plan breaks an invariant.
         """
         episode = _Episode(self, query, trigger)
+        if trigger == "turn":
+            episode.clear()
         for iteration in range(max_iterations):
             if not episode.iterate(iteration):
                 break
@@ -129,8 +134,12 @@ class Refocuser:
     def apply(self, plan: Plan) -> AppliedPlan:
         """Apply a plan and count the touched nodes."""
         applied = self.wc.apply(plan)
-        self._mutations.note_moves(applied.moves)
+        self.count(applied)
         return applied
+
+    def count(self, applied: AppliedPlan) -> None:
+        """Tell the tree which nodes were touched."""
+        self._mutations.note_moves(applied.moves)
 
     def scope(self, query: FocusQuery) -> QueryScope:
         """Look up what the episode needs once."""
@@ -161,6 +170,32 @@ class _Episode:
         start = perf_counter()
         self._scope = owner.scope(query)
         self._scope_seconds = perf_counter() - start
+
+    def clear(self) -> None:
+        """Make room for a new turn: give back what it scores low, before anything is asked for.
+
+        A turn may change the topic. Rows the last one asked for are then held by hysteresis and by
+        paths whose siblings are still shown, and a few actions per iteration cannot undo them. So
+        detail the turn does not want goes at once, by the mandatory phase and its rules.
+        """
+        wc = self._owner.wc
+        view = self._owner.view(self._scope, 0)
+        if not len(view.entries):
+            return
+        scores, _ = self._opinion(view)
+        wc.tick(scores)
+        entries = wc.entries
+        unwanted = (entries.lod == 0) & ~entries.protected & (scores < -wc.budget.tau_collapse)
+        rows = int(unwanted.sum()) * (BLOCK_SIZE - wc.budget.gist_slots)
+        free = wc.budget.target - wc.cost
+        if rows <= free:
+            return
+        try:
+            applied = wc.make_room(reserve=free + rows)
+        except BudgetError:
+            return
+        self._owner.count(applied)
+        self._keep(applied)
 
     def iterate(self, iteration: int) -> bool:
         """Run one iteration; return whether another may be worth it."""

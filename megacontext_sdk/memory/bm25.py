@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from megacontext_sdk.contracts.arrays import Indices
 
-__all__ = ["best", "idf", "smooth", "sum_postings"]
+__all__ = ["best", "idf", "length_factor", "smooth", "sum_postings"]
 
 NEIGHBOUR_WEIGHTS = (0.5, 0.25)
 """Share of a row's score that its first and second neighbours get: answers stand beside cues."""
@@ -50,6 +50,17 @@ def sum_postings(
     gain = np.repeat(np.asarray(weights, np.float64), [len(p) for p in postings])
     scores = np.bincount(place, weights=gain, minlength=len(rows))
     return rows, scores.astype(np.float64, copy=False)
+
+
+def length_factor(n_tokens: Indices, typical: float, share: float) -> NDArray[np.float64]:
+    """Return BM25's length normalisation `1 - b + b * length / typical`, float64[n].
+
+    Args:
+        n_tokens: int64[n], lengths.
+        typical: length of factor 1.
+        share: b.
+    """
+    return 1.0 - share + share * np.asarray(n_tokens, np.float64) / typical
 
 
 def smooth(

@@ -21,7 +21,7 @@ import numpy as np
 from megacontext_sdk.contracts.focus import LexicalHits
 from megacontext_sdk.memory import bm25
 from megacontext_sdk.memory.lod import BLOCK_SIZE
-from megacontext_sdk.memory.terms import query_terms
+from megacontext_sdk.memory.terms import named, query_terms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -52,11 +52,23 @@ COMMON_SHARE = 0.2
 COMMON_FLOOR = 16
 """... unless they are in fewer rows than this, as every term of a short history is."""
 
+NAME_WEIGHT = 3.0
+"""Weight of a name in the turn: it says whom the question is about, other words only what about."""
+
+TYPICAL_TOKENS = 64.0
+"""Length of a row whose score is taken as it is; longer ones match more words by chance ..."""
+
+LENGTH_SHARE = 0.25
+"""... and this share of their excess length is divided out (BM25's b)."""
+
 RECENT_WEIGHT = 0.5
 """Weight of terms that stand only in the recently generated text."""
 
 LOCK_SECONDS = 0.25
 """How long to wait for another process that holds the file before going on without it."""
+
+_CANDIDATES = 4
+"""Rows per row asked for whose length is looked up, so that a short one can pass long ones."""
 
 _DAMAGE = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 """Primary error codes that mean the file itself is no good, not the disk or a lock."""
@@ -201,7 +213,11 @@ class LexicalIndex:
                 in the history already and would match itself best.
         """
         weights = dict.fromkeys(query_terms(recent_text), RECENT_WEIGHT)
-        weights |= dict.fromkeys(query_terms(turn_text), 1.0)
+        names = named(turn_text)
+        weights |= {
+            term: NAME_WEIGHT if names.intersection(term) else 1.0
+            for term in query_terms(turn_text)
+        }
         budget = POSTINGS_PER_TURN if turn_text else POSTINGS_PER_BLOCK
         stop = n_blocks * BLOCK_SIZE if before is None else min(before, n_blocks * BLOCK_SIZE)
         n_rows = self._guarded(lambda db: self._count_rows_before(db, stop), 0)
@@ -382,13 +398,17 @@ class LexicalIndex:
             )
             if is_smoothed and len(rows):
                 rows, scores = bm25.smooth(rows, scores, n_rows)
-            place = bm25.best(rows, scores, limit)
+            place = bm25.best(rows, scores, _CANDIDATES * limit)
             rows, scores = rows[place], scores[place]
             nowhere: dict[int, tuple[int, int]] = {}
             spans = self._guarded(lambda db: self._read_spans(db, rows), nowhere)
         kept = np.array([row in spans for row in rows.tolist()], np.bool_)
-        found = [spans[row] for row in rows[kept].tolist()]
-        return _hits(np.array(found, np.int64).reshape(-1, 2), scores[kept])
+        found = np.array([spans[row] for row in rows[kept].tolist()], np.int64).reshape(-1, 2)
+        scores = scores[kept] / bm25.length_factor(
+            found[:, 1] - found[:, 0], TYPICAL_TOKENS, LENGTH_SHARE
+        )
+        place = bm25.best(rows[kept], scores, limit)
+        return _hits(found[place], scores[place])
 
     def _rarest_first(
         self, db: sqlite3.Connection, terms: Sequence[Term], n_rows: int, budget: int

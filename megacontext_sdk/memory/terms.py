@@ -13,7 +13,7 @@ from typing import TypeAlias
 from megacontext_sdk.memory.english import IRREGULAR_FORMS, STOP_WORDS
 from megacontext_sdk.memory.lod import BLOCK_SIZE, Span
 
-__all__ = ["MAX_TERMS", "PIECE_TOKENS", "Term", "piece_bounds", "query_terms"]
+__all__ = ["MAX_TERMS", "PIECE_TOKENS", "Term", "named", "piece_bounds", "query_terms"]
 
 MAX_TERMS = 96
 """Distinct terms of one query; a longer turn counts by its beginning and its end."""
@@ -22,6 +22,7 @@ PIECE_TOKENS = 128
 """Messages longer than this are indexed in pieces of about this length."""
 
 _WORD = re.compile(r"[^\W_]+")
+_NAME = re.compile(r"(?<=[\w,;:'\")] )[\"'(]?([A-Z][^\W_]+)")
 
 _FORMS = {form: forms for forms in IRREGULAR_FORMS for form in forms}
 
@@ -52,6 +53,19 @@ def query_terms(text: str, limit: int = MAX_TERMS) -> tuple[Term, ...]:
         return terms
     half = limit // 2
     return terms[: limit - half] + terms[len(terms) - half :]
+
+
+def named(text: str) -> frozenset[str]:
+    """Return the case-folded words of a text that are written like names.
+
+    A capital inside a sentence marks what the sentence is about; at its start it means nothing.
+
+    Example:
+        >>> sorted(named("Where does Anna live? Ask Ben in Oslo."))
+        ['anna', 'ben', 'oslo']
+    """
+    folded = unicodedata.normalize("NFC", text)
+    return frozenset(match[1].lower() for match in _NAME.finditer(folded))
 
 
 def piece_bounds(start: int, end: int) -> list[Span]:

@@ -59,7 +59,7 @@ def random_corpus(seed, n_rows=300, n_words=400):
 
 
 def brute_force(corpus, query, *, is_smoothed):
-    """Spec section 6, word for word: `2.2 * tf / (tf + 1.2)`, here with every tf 1."""
+    """Spec section 6: `2.2 * tf / (tf + 1.2)`, every tf 1; BM25's length division last."""
     n = len(corpus)
     own = np.zeros(n)
     for word in query:
@@ -67,13 +67,41 @@ def brute_force(corpus, query, *, is_smoothed):
         df = int((tf > 0).sum())
         if df <= max(0.2 * n, 16):
             own += math.log(1 + (n - df + 0.5) / (df + 0.5)) * 2.2 * tf / (tf + 1.2)
+    long = 1 - 0.25 + 0.25 * ROW_TOKENS / 64
     if not is_smoothed:
-        return own
+        return own / long
     total = own.copy()
     for distance, weight in ((1, 0.5), (2, 0.25)):
         total[distance:] += weight * own[:-distance]
         total[:-distance] += weight * own[distance:]
-    return total
+    return total / long
+
+
+def test_row41_a_short_message_passes_a_long_piece_that_matches_by_chance():
+    index = opened()
+    rows = [LexicalRow(i, i * 40, i * 40 + 40, f"filler{i} talk") for i in range(40)]
+    rows += [
+        LexicalRow(40, 1600, 1728, "anna speaks danish " + "other words " * 40),
+        LexicalRow(41, 1728, 1740, "anna speaks danish"),
+    ]
+    index.add(rows)
+
+    hits = index.search("Does Anna speak Danish?", 2)
+
+    assert [1728, 1600] == hits.start.tolist()
+
+
+def test_row41_a_name_inside_the_sentence_weighs_more_than_what_is_asked_about_it():
+    index = opened()
+    rows = rows_of([f"filler{i} talk" for i in range(60)])
+    rows += rows_of(["zara loves sushi"], 60)
+    rows += rows_of([f"unrelated{i}" for i in range(8)], 61)
+    rows += rows_of(["favorite food of someone"], 69)
+    index.add(rows)
+
+    hits = index.query("What is the favorite food of Zara?", "", 10_000, 2)
+
+    assert [60, 69] == [start // ROW_TOKENS for start in hits.start.tolist()]
 
 
 @pytest.mark.parametrize("seed", range(8))
