@@ -59,6 +59,7 @@ class Workshop:
         self.curves: dict[str, dict[float, float]] = {}
         self._memories: dict[int, Path] = {}
         self.parts_on_disk: dict[int, dict[str, int]] = {}
+        self.built_tokens: dict[int, int] = {}
         self.logical_bytes: dict[int, dict[str, float]] = {}
 
     @cached_property
@@ -87,7 +88,7 @@ class Workshop:
         if n_tokens not in self._memories:
             path = self.fresh(f"history-{n_tokens}.mc")
             with MemorySession.open(path, model=self.endless, w_max=W_MAX) as session:
-                append_texts(session, n_tokens)
+                self.built_tokens[n_tokens] = append_texts(session, n_tokens)
                 self.logical_bytes[n_tokens] = _logical_bytes(session)
             self.parts_on_disk[n_tokens] = size_by_part(path)
             self._memories[n_tokens] = path
