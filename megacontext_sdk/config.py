@@ -63,6 +63,9 @@ class FocusSettings:
     tau_collapse: float = kinds.number(0.2, 0.0, 1.0, "score below minus which detail is offered")
     n_diff: int = kinds.integer(4, 1, 1024, "actions per iteration")
     max_iterations: int = kinds.integer(16, 1, 1024, "iterations at a user turn or bulk append")
+    decode_price: float = kinds.number(
+        0.3, 0.0, 1.0, "score beyond the thresholds that a move must be worth while decoding"
+    )
     cooldown: int = kinds.integer(2, 0, 1024, "iterations in which the opposite action is blocked")
     hysteresis: float = kinds.number(0.1, 0.0, 1.0, "extra score an early reversal needs")
     hysteresis_iterations: int = kinds.integer(8, 0, 1024, "how long a reversal counts as early")

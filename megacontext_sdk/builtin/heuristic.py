@@ -39,7 +39,7 @@ LEAD_BLOCKS = 4
 LEAD_ROWS = 640
 """Smallest target that has rows to spend on what leads up to a hit."""
 
-RIVAL_SHARE = 0.6
+RIVAL_SHARE = 0.55
 """Share of the best score from which on a hit may be the one that is meant ..."""
 
 FEW_RIVALS = 2

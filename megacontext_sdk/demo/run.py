@@ -239,7 +239,8 @@ def _choose(told: dict[Fact, Span], settings: DemoSettings) -> list[Fact]:
 
 
 def _ask(session: MemorySession, fact: Fact, told_at: Span) -> Answer:
-    reply = session.generate(fact.question, max_new_tokens=_ANSWER_TOKENS)
+    # Unremembered, so that no answer depends on what was asked before.
+    reply = session.generate(fact.question, max_new_tokens=_ANSWER_TOKENS, remember=False)
     return Answer(
         fact=fact,
         told_at=told_at,

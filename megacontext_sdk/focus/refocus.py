@@ -113,13 +113,22 @@ class Refocuser:
         self._views = views
         self._mutations = mutations
 
-    def run(self, query: FocusQuery, *, max_iterations: int, trigger: str) -> RefocusRecord:
+    def run(
+        self, query: FocusQuery, *, max_iterations: int, trigger: str, price: float = 0.0
+    ) -> RefocusRecord:
         """Iterate until the plan is empty or `max_iterations` are done.
+
+        Args:
+            query: pending turn and last generated tokens.
+            max_iterations: bound on the iterations.
+            trigger: "turn", "block", "append" or "user".
+            price: score beyond the thresholds that a move must be worth: each costs a forward
+                pass, which a steady decode can ill afford (spec section 7, cost-aware extension).
 
         Raises:
             InvariantError: in strict mode, when a plan breaks an invariant.
         """
-        episode = _Episode(self, query, trigger)
+        episode = _Episode(self, query, trigger, price)
         if trigger == "turn":
             episode.clear()
         for iteration in range(max_iterations):
@@ -127,9 +136,18 @@ class Refocuser:
                 break
         return episode.record()
 
-    def plan(self, view: FocusView, scores: Floats, reveals: Sequence[Reveal]) -> Plan:
+    def plan(
+        self, view: FocusView, scores: Floats, reveals: Sequence[Reveal], price: float
+    ) -> Plan:
         """Ask the allocator."""
-        return self._allocator.plan(view.entries, scores, reveals, view.budget)
+        budget = view.budget
+        if price:
+            budget = attrs.evolve(
+                budget,
+                tau_expand=budget.tau_expand + price,
+                tau_collapse=budget.tau_collapse + price,
+            )
+        return self._allocator.plan(view.entries, scores, reveals, budget)
 
     def apply(self, plan: Plan) -> AppliedPlan:
         """Apply a plan and count the touched nodes."""
@@ -153,9 +171,10 @@ class Refocuser:
 class _Episode:
     """The running totals of one refocus."""
 
-    def __init__(self, owner: Refocuser, query: FocusQuery, trigger: str) -> None:
+    def __init__(self, owner: Refocuser, query: FocusQuery, trigger: str, price: float) -> None:
         self._owner = owner
         self._trigger = trigger
+        self._price = price
         self._policy = owner.policy
         wc = owner.wc
         self._epoch, self._cost, self._entries = wc.epoch, wc.cost, len(wc.entries)
@@ -207,7 +226,7 @@ class _Episode:
         clock = [perf_counter()]
         self._scores, reveals = self._opinion(view)
         clock.append(perf_counter())
-        plan = owner.plan(view, self._scores, reveals)
+        plan = owner.plan(view, self._scores, reveals, self._price)
         clock.append(perf_counter())
         self._skipped = plan.skipped
         owner.wc.tick(self._scores)

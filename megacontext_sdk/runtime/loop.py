@@ -95,7 +95,12 @@ class PlainLoop(RuntimeLoop):
             recent_text=recent_text,
             turn_start=self._turn_start,
         )
-        record = state.refocuser.run(query, max_iterations=max_iterations, trigger=trigger)
+        record = state.refocuser.run(
+            query,
+            max_iterations=max_iterations,
+            trigger=trigger,
+            price=state.config.focus.decode_price if trigger == "block" else 0.0,
+        )
         state.remember_refocus(record)
         trace.refocus(state, record)
         return record
