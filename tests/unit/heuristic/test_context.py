@@ -1,4 +1,4 @@
-"""Strong hits come with the raw text that leads up to them, and a turn clears what it scores low."""
+"""Strong hits come with the raw text before them; a turn clears what it scores low first."""
 
 from __future__ import annotations
 
