@@ -193,8 +193,14 @@ class _Decode:
     def _advance(self, token_id: int) -> WindowOutput:
         """Return the logits after the newest pending token."""
         state = self._state
-        if self._request.remember and self._block_is_full():
+        is_changed = self._request.remember and self._block_is_full()
+        if is_changed:
             self._seal()
+        if state.wc.cost + len(self._pending) > state.budget.w_max:
+            # A stop string that may be under way holds more tokens back than the headroom takes.
+            self._make_room(len(self._pending))
+            is_changed = True
+        if is_changed:
             return self._sync()
         index = state.wc.n_tokens + len(self._pending) - 1
         return state.pager.step(token_id, index)
