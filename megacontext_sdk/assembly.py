@@ -19,7 +19,13 @@ from megacontext_sdk.config import Config
 from megacontext_sdk.contracts.focus import FocusPolicy
 from megacontext_sdk.contracts.gist import GistEncoder
 from megacontext_sdk.contracts.model import ModelAdapter
-from megacontext_sdk.errors import ConfigError, MegaContextError
+from megacontext_sdk.errors import (
+    BudgetError,
+    ConfigError,
+    MegaContextError,
+    ModelError,
+    StorageError,
+)
 from megacontext_sdk.events import SessionClosedEvent, SessionOpenedEvent, Telemetry
 from megacontext_sdk.focus.refocus import Refocuser
 from megacontext_sdk.focus.view import ViewBuilder
@@ -215,7 +221,9 @@ class _Builder:
             )
             raise ConfigError(message, field="model", value=type(model).__name__)
         name = model or "reference"
-        return cast("ModelAdapter", self._plugins.model_factory(name)()), name, True
+        factory = self._plugins.model_factory(name)
+        with self._plugins.find("model", name.partition(":")[0]).guard(ModelError):
+            return cast("ModelAdapter", factory()), name, True
 
     def names(self, storage: object, focus: object, gist: object) -> dict[str, str]:
         """Return the provider names of the other roles; objects are kept as given."""
@@ -265,19 +273,23 @@ class _Builder:
         """Open the directory and its journal; the budget is checked before one is made."""
         info = adapter.info
         self._config.budget(info.trained_window)
-        return open_memory(
-            None if path is None else Path(path),
-            backend=storage,
-            factory=cast("Any", self._plugins.resolve("storage", storage)),
-            fingerprints=Fingerprints(base=info.fingerprint, tokenizer=info.tokenizer_fingerprint),
-            vocab_size=info.vocab_size,
-            read_only=read_only,
-            create=create,
-            durability=self._config.storage.durability,
-            clock=_now_us,
-            timeout=self._config.storage.lock_timeout_seconds,
-            allow_network_fs=self._config.storage.allow_network_fs,
-        )
+        settings = self._config.storage
+        with self._plugins.find("storage", storage).guard(StorageError):
+            return open_memory(
+                None if path is None else Path(path),
+                backend=storage,
+                factory=cast("Any", self._plugins.resolve("storage", storage)),
+                fingerprints=Fingerprints(
+                    base=info.fingerprint, tokenizer=info.tokenizer_fingerprint
+                ),
+                vocab_size=info.vocab_size,
+                read_only=read_only,
+                create=create,
+                durability=settings.durability,
+                clock=_now_us,
+                timeout=settings.lock_timeout_seconds,
+                allow_network_fs=settings.allow_network_fs,
+            )
 
     def parts(
         self,
@@ -416,7 +428,10 @@ def _restore_pins(parts: Parts) -> None:
             parts.state.take_wish(wc.unpin(pin))
     for pin in wanted:
         if pin not in wc.pins:
-            parts.state.take_wish(wc.pin(pin))
+            try:
+                parts.state.take_wish(wc.pin(pin))
+            except BudgetError:  # the history has outgrown it, or w_max was lowered
+                trace.lossy(parts.state, "pin", 1, "it does not fit the window")
 
 
 def _restore_layout(parts: Parts) -> bool:

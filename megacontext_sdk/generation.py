@@ -87,6 +87,7 @@ class Generation:
     def _take_prompt(self) -> tuple[Ids, int]:
         """Put the prompt into the memory (or in front of the reply), and refocus on it."""
         parts, chat = self._parts, self._parts.scribe.chat
+        parts.scribe.repair_index()
         header = chat.reply_header_ids()
         vocab_size = parts.state.adapter.info.vocab_size
         drafts = []

@@ -158,7 +158,7 @@ class Reply(_Result):
         text: the reply.
         message_id: its message, None if it was not remembered.
         usage: token counts.
-        finish_reason: "stop" (end token or stop string), "length" or "cancelled".
+        finish_reason: "stop" (end token or stop string) or "length".
         focus: what the model saw when the reply began.
         citations: spans revealed in full for this prompt.
         seconds: wall time, refocus and durability included.

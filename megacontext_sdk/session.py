@@ -302,6 +302,7 @@ class MemorySession:
             message = f"k={k!r} must be from 1 to {_MAX_HITS}"
             raise ConfigError(message, field="k", value=k)
         with self._reading():
+            self._parts.scribe.repair_index()
             hits = self._parts.lexical.search(query, k)
             spans = [Span(int(a), int(b)) for a, b in zip(hits.start, hits.end, strict=True)]
             return [

@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from megacontext_sdk.messages.roles import CONTINUES, SETTING
 from megacontext_sdk.results import Stats
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from megacontext_sdk.assembly import Parts
+    from megacontext_sdk.memory.journal import Journal
 
 __all__ = ["collect_stats", "directory_bytes"]
+
+_CHUNK = 65_536
 
 
 def collect_stats(parts: Parts) -> Stats:
@@ -32,7 +36,7 @@ def collect_stats(parts: Parts) -> Stats:
         gist=parts.gist_name,
         n_tokens=parts.tree.n_tokens,
         n_blocks=parts.tree.n_blocks,
-        n_messages=journal.n_messages,
+        n_messages=_count_messages(journal),
         tail_tokens=len(journal.tail),
         seq=journal.seq,
         nodes=dict(tree.nodes),
@@ -49,6 +53,15 @@ def collect_stats(parts: Parts) -> Stats:
         bytes_on_disk=n_bytes,
         bytes_per_token=n_bytes / max(1, parts.tree.n_tokens),
     )
+
+
+def _count_messages(journal: Journal) -> int:
+    """Count what people call messages: no settings rows, and a reply in many parts once."""
+    total = 0
+    for first in range(0, journal.n_messages, _CHUNK):
+        rows = journal.messages(first, min(first + _CHUNK, journal.n_messages))
+        total += int(((rows["role"] < SETTING) & ((rows["flags"] & CONTINUES) == 0)).sum())
+    return total
 
 
 def directory_bytes(path: Path) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 import numpy as np
 
-from megacontext_sdk.errors import BudgetError
+from megacontext_sdk.errors import BudgetError, InvariantError
 from megacontext_sdk.memory.lod import BLOCK_SIZE
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ class Refocuser:
         self.wc = wc
         self.policy = policy
         self.fallback = fallback
+        self._n_broken = 0
         self._allocator = allocator
         self._views = views
         self._mutations = mutations
@@ -126,15 +127,35 @@ class Refocuser:
                 pass, which a steady decode can ill afford (spec section 7, cost-aware extension).
 
         Raises:
-            InvariantError: in strict mode, when a plan breaks an invariant.
+            InvariantError: in strict mode when a plan breaks an invariant, else at the second one
+                of a turn.
         """
+        if trigger == "turn":
+            self._n_broken = 0
         episode = _Episode(self, query, trigger, price)
         if trigger == "turn":
             episode.clear()
         for iteration in range(max_iterations):
             if not episode.iterate(iteration):
                 break
-        return episode.record()
+        record = episode.record()
+        self._count_broken(record)
+        return record
+
+    @property
+    def active_policy(self) -> FocusPolicy:
+        """The policy, or the fallback for the rest of a turn in which an invariant was broken."""
+        return self.fallback if self._n_broken else self.policy
+
+    def _count_broken(self, record: RefocusRecord) -> None:
+        """Raise on the second broken invariant of a turn (the ladder of spec section 2)."""
+        self._n_broken += len(record.violations)
+        if self._n_broken > 1:
+            detail = record.violations[-1] if record.violations else ""
+            message = f"plans broke invariants twice in one turn ({detail}); please report this"
+            raise InvariantError(
+                message, code=detail.partition(":")[0], detail=detail, epoch=self.wc.epoch
+            )
 
     def plan(
         self, view: FocusView, scores: Floats, reveals: Sequence[Reveal], price: float
@@ -175,7 +196,7 @@ class _Episode:
         self._owner = owner
         self._trigger = trigger
         self._price = price
-        self._policy = owner.policy
+        self._policy = owner.active_policy
         wc = owner.wc
         self._epoch, self._cost, self._entries = wc.epoch, wc.cost, len(wc.entries)
         self._moves: list[Move] = []

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from megacontext_sdk.contracts.model import WindowOutput
     from megacontext_sdk.contracts.runtime import DecodeRequest
     from megacontext_sdk.focus.refocus import RefocusRecord
+    from megacontext_sdk.focus.working_context import AppliedPlan
     from megacontext_sdk.runtime.state import SessionState
 
 __all__ = ["PlainLoop"]
@@ -58,9 +59,24 @@ class PlainLoop(RuntimeLoop):
         state = self._state
         self._report_ingest(source)
         start = perf_counter()
-        applied = state.wc.extend(state.tree.n_tokens)
+        applied = self._extend()
         state.rows.note_moves(applied.moves)
         trace.assemble(state, applied, perf_counter() - start)
+
+    def _extend(self) -> AppliedPlan:
+        """Let the working context grow; pins the history has outgrown yield, oldest first.
+
+        What was committed must be shown, if only as gists: a pin is a wish, and it is reported.
+        """
+        state = self._state
+        while True:
+            try:
+                return state.wc.extend(state.tree.n_tokens)
+            except BudgetError:
+                if not state.wc.pins:
+                    raise
+                state.take_wish(state.wc.unpin(state.wc.pins[0]))
+                trace.lossy(state, "pin", 1, "the history has outgrown it")
 
     def _report_ingest(self, source: str) -> None:
         """Report tokens and gists that are new since the working context last looked."""

@@ -205,6 +205,11 @@ class Scribe:
             for a, b in itertools.pairwise(cuts)
         ]
 
+    def repair_index(self) -> None:
+        """Index anew what a reset of the index in mid-session has lost."""
+        if self._lexical.was_reset and self._lexical.end < self._tree.n_tokens:
+            self.catch_up()
+
     def catch_up(self) -> int:
         """Index messages the index does not know (after a crash or a reset); return how many."""
         n_indexed = 0

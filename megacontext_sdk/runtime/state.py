@@ -57,6 +57,7 @@ class SessionState:
         revealed: block -> (score, reason) of blocks the policy revealed for the present turn.
         step: refocus steps so far.
         last_audit_nats: mean distance found by the last audit since a rebuild.
+        n_provisional: gists that were stood in for when it was last reported.
     """
 
     config: Config
@@ -73,6 +74,7 @@ class SessionState:
     revealed: dict[int, tuple[float, str]] = attrs.Factory(dict)
     step: int = 0
     last_audit_nats: float = 0.0
+    n_provisional: int = 0
     _pager: Pager | None = None
 
     @property
@@ -111,6 +113,8 @@ class SessionState:
         layout = self.wc.layout()
         report, output = self.pager.sync(layout, pending, want_logits=want_logits, rebuild=rebuild)
         trace.swap(self, report, perf_counter() - start)
+        known, self.n_provisional = self.n_provisional, self.tree.n_provisional
+        trace.stand_ins(self, self.n_provisional - known)
         return output
 
     def rebuild_reason(self) -> str | None:

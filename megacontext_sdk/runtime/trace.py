@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from megacontext_sdk.runtime.pager import SyncReport
     from megacontext_sdk.runtime.state import SessionState
 
-__all__ = ["assemble", "audit", "decode", "gist", "ingest", "rebuild", "refocus", "swap"]
+__all__ = [
+    "assemble",
+    "audit",
+    "decode",
+    "gist",
+    "ingest",
+    "lossy",
+    "rebuild",
+    "refocus",
+    "stand_ins",
+    "swap",
+]
 
 _SATURATED = 0.98
 
@@ -65,21 +76,37 @@ def assemble(state: SessionState, applied: AppliedPlan, seconds: float) -> None:
                 actions=_actions(applied.moves),
             )
         )
-    _lossy(state, applied)
+    if applied.yielded:
+        lossy(state, "protection", len(applied.yielded), ", ".join(applied.yielded))
     if applied.violation is not None:
         _violation(state, applied.violation, "laid out anew" if applied.rebuilt else "rolled back")
 
 
-def _lossy(state: SessionState, applied: AppliedPlan) -> None:
-    """Report protection that had to yield (I16): it is shown coarser than promised."""
-    if applied.yielded and state.telemetry.is_active:
+def lossy(state: SessionState, what: str, count: int, reason: str) -> None:
+    """Report something shown or kept in a lesser form than promised (I16)."""
+    if state.telemetry.is_active:
         state.telemetry.emit(
             events.LossyEvent(
                 step=state.step,
                 epoch=state.wc.epoch,
-                what="protection",
-                count=len(applied.yielded),
-                reason=", ".join(applied.yielded),
+                what=what,
+                count=count,
+                reason=reason,
+            )
+        )
+
+
+def stand_ins(state: SessionState, count: int) -> None:
+    """Report gists that a simpler encoder stood in for, because the session's own failed (I16)."""
+    if count and state.telemetry.is_active:
+        error = state.tree.encoder_error
+        state.telemetry.emit(
+            events.LossyEvent(
+                step=state.step,
+                epoch=state.wc.epoch,
+                what="gist",
+                count=count,
+                reason=f"encoder {getattr(error, 'encoder', 'unknown')} failed",
             )
         )
 
