@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from megacontext_sdk.contracts.gist import GistEncoder, GistServices
     from megacontext_sdk.memory.gist_rows import RowCodec
     from megacontext_sdk.memory.journal import Journal
+    from megacontext_sdk.memory.stand_in import StandIns
 
 __all__ = ["GistStore"]
 
@@ -62,6 +63,7 @@ class GistStore:
         codec: layout of its rows.
         cache_rows: decoded rows kept in memory.
         read_only: store nothing; what is missing is computed for this process.
+        stand_ins: serve what the encoder fails to make; without them such reads raise.
 
     Attributes:
         encode_calls: nodes encoded so far by this process, by level.
@@ -77,6 +79,7 @@ class GistStore:
         cache_rows: int,
         *,
         read_only: bool = False,
+        stand_ins: StandIns | None = None,
     ) -> None:
         self.codec = codec
         self.cache = GistCache(cache_rows, codec.slots, codec.width)
@@ -88,6 +91,7 @@ class GistStore:
         self._encoder = encoder
         self._services = services
         self._read_only = read_only
+        self.stand_ins = stand_ins
         rows = _CHUNK_NUMBERS // (codec.slots * codec.width) // BLOCK_SIZE * BLOCK_SIZE
         self._chunk = max(rows, 2 * BLOCK_SIZE)
         self._seen_rollbacks = journal.n_rollbacks
@@ -137,13 +141,15 @@ class GistStore:
                 raise
             # A full disk took the blocks back while their gists were made; their ticket says so.
         else:
+            if self.last_error is not None:
+                self.cache.clear()  # of stand-ins
             self.last_error = None
 
     def read(self, lod: int, nodes: Indices) -> Floats:
         """Return gists float32[n, S, d] of existing nodes, in the order asked.
 
         Raises:
-            ModelError: a missing gist cannot be computed.
+            ModelError: a missing gist cannot be computed, and there are no stand-ins.
         """
         self._notice_rollbacks()
         rows, missing = self.cache.read(lod, nodes)
@@ -151,10 +157,24 @@ class GistStore:
             wanted = np.unique(nodes[missing])
             if wanted[-1] >= self.count(lod):
                 self.grow()
-            found = self._load(lod, wanted).gists.rows
+            found = self._load_or_stand_in(lod, wanted)
             self.cache.write(lod, wanted, found)
             rows[missing] = found[np.searchsorted(wanted, nodes[missing])]
         return rows
+
+    def _load_or_stand_in(self, lod: int, nodes: Indices) -> Floats:
+        """Return rows float32[n, S, d] of ascending nodes; stand-ins where the encoder fails."""
+        try:
+            return self._load(lod, nodes).gists.rows
+        except ModelError as error:
+            if self.stand_ins is None:
+                raise
+            self.last_error = error
+        n_stored = int(np.searchsorted(nodes, self.count(lod)))
+        if not 0 < n_stored < len(nodes):
+            return self.stand_ins.make(lod, nodes).rows
+        parts = (nodes[:n_stored], nodes[n_stored:])
+        return np.concatenate([self._load_or_stand_in(lod, part) for part in parts])
 
     def _notice_rollbacks(self) -> None:
         """Forget decoded rows after appends were given up: other blocks will take their place."""

@@ -19,6 +19,7 @@ from megacontext_sdk.memory.gist_rows import RowCodec
 from megacontext_sdk.memory.gist_store import GistStore
 from megacontext_sdk.memory.journal import OP_APPEND
 from megacontext_sdk.memory.lod import BLOCK_SIZE, NodeId
+from megacontext_sdk.memory.stand_in import StandIns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -83,6 +84,7 @@ class MegaContextTree:
         access_path: file of the access counts, or None to count in this process only.
         precision: counts exact things in blocks; without one every block counts zero.
         read_only: write neither gists nor counts; what is missing is computed for this process.
+        provisional: encoder that stands in, in memory only, where the other one fails.
 
     Raises:
         ConfigError: an unknown type, or gists too wide to store.
@@ -99,13 +101,21 @@ class MegaContextTree:
         access_path: Path | None = None,
         precision: PrecisionTable | None = None,
         read_only: bool = False,
+        provisional: GistEncoder | None = None,
     ) -> None:
         width = services.info.hidden_size
         codec = RowCodec(encoder.gist_slots, width, encoder.aux_size, gist_dtype)
         self._journal = journal
         self._services = services
+        stand_ins = None if provisional is None else StandIns(provisional, journal, services)
         self._gists = GistStore(
-            journal, encoder, services, codec, gist_cache_rows, read_only=read_only
+            journal,
+            encoder,
+            services,
+            codec,
+            gist_cache_rows,
+            read_only=read_only,
+            stand_ins=stand_ins,
         )
         self._access = AccessCounts(access_path, read_only=read_only)
         self._precision = precision
@@ -168,6 +178,11 @@ class MegaContextTree:
     def encoder_error(self) -> ModelError | None:
         """Why gists are missing, if they are."""
         return self._gists.last_error
+
+    @property
+    def n_provisional(self) -> int:
+        """Gists served by the provisional encoder so far, because the other one failed."""
+        return 0 if self._gists.stand_ins is None else self._gists.stand_ins.n_made
 
     def n_nodes(self, lod: int) -> int:
         """Return how many complete nodes a level has."""

@@ -113,9 +113,14 @@ class SessionState:
         layout = self.wc.layout()
         report, output = self.pager.sync(layout, pending, want_logits=want_logits, rebuild=rebuild)
         trace.swap(self, report, perf_counter() - start)
-        known, self.n_provisional = self.n_provisional, self.tree.n_provisional
-        trace.stand_ins(self, self.n_provisional - known)
+        self._report_stand_ins()
         return output
+
+    def _report_stand_ins(self) -> None:
+        known, self.n_provisional = self.n_provisional, self.tree.n_provisional
+        if self.n_provisional > known:
+            encoder = getattr(self.tree.encoder_error, "encoder", "gist encoder")
+            trace.lossy(self, "gist", self.n_provisional - known, f"{encoder} failed")
 
     def rebuild_reason(self) -> str | None:
         """Return why an exact rebuild is due at this user turn, None if it is not."""

@@ -28,7 +28,6 @@ __all__ = [
     "lossy",
     "rebuild",
     "refocus",
-    "stand_ins",
     "swap",
 ]
 
@@ -92,21 +91,6 @@ def lossy(state: SessionState, what: str, count: int, reason: str) -> None:
                 what=what,
                 count=count,
                 reason=reason,
-            )
-        )
-
-
-def stand_ins(state: SessionState, count: int) -> None:
-    """Report gists that a simpler encoder stood in for, because the session's own failed (I16)."""
-    if count and state.telemetry.is_active:
-        error = state.tree.encoder_error
-        state.telemetry.emit(
-            events.LossyEvent(
-                step=state.step,
-                epoch=state.wc.epoch,
-                what="gist",
-                count=count,
-                reason=f"encoder {getattr(error, 'encoder', 'unknown')} failed",
             )
         )
 

@@ -148,6 +148,31 @@ def test_row13_a_failing_encoder_loses_no_token_and_is_tried_again(memory, build
     assert np.isfinite(tree.gists(2, np.array([0]))).all()
 
 
+@pytest.mark.parametrize("how", ["raise", "nan", "huge", "parents"])
+def test_row75_where_an_encoder_fails_mean_gists_stand_in_and_are_never_stored(memory, build, how):
+    encoder = FailingEncoder()
+    tree = memory.open(encoder=encoder, provisional=MeanGistEncoder())
+    ids = build.ids(32 * 32 * 32 + 64)
+    build.append(tree, ids[: 32 * 40])
+    encoder.how = how
+    with np.errstate(all="ignore"):
+        build.append(tree, ids[32 * 40 :])
+        missing = tree.stats().n_missing_gists
+        assert missing > 0
+        served = {lod: tree.gists(lod, np.arange(tree.n_nodes(lod))) for lod in (1, 2, 3)}
+    assert isinstance(tree.encoder_error, ModelError)
+    assert tree.n_provisional > 0
+    assert missing == tree.stats().n_missing_gists
+    encoder.how = ""
+    build.append(tree, ids[:32])
+    assert 0 == tree.stats().n_missing_gists
+    for lod, rows in served.items():
+        # The stand-ins are mean gists too, so what comes after is equal but for rounding.
+        made = tree.gists(lod, np.arange(len(rows)))
+        np.testing.assert_allclose(rows, made, atol=2e-3)
+        assert how == "parents" or not np.array_equal(rows, made)
+
+
 def test_row13_a_stored_row_that_is_not_finite_is_computed_again(memory, build):
     build.append(memory.open(), build.ids(N))
     expected = memory.tree.gists(1, np.array([7]))
