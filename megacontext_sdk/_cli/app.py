@@ -20,7 +20,7 @@ from megacontext_sdk._cli.pieces import count_bytes, read_pieces
 from megacontext_sdk._cli.png import focus_png
 from megacontext_sdk._cli.talk import talk
 from megacontext_sdk.demo.run import DemoSettings, run_demo
-from megacontext_sdk.errors import MegaContextError
+from megacontext_sdk.errors import MegaContextError, SessionNotFoundError
 from megacontext_sdk.plugins import default_plugins
 from megacontext_sdk.session import MemorySession
 
@@ -37,6 +37,10 @@ Memory = Annotated[Path, typer.Argument(help="The memory's directory.", show_def
 Model = Annotated[str | None, typer.Option(help='"reference", "echo" or "hf:<name or folder>".')]
 Storage = Annotated[str | None, typer.Option(help="Storage backend.")]
 Rows = Annotated[int | None, typer.Option("--w-max", help="Rows of the window.")]
+Png = Annotated[
+    Path | None,
+    typer.Option(help="Also draw what the model sees to this file.", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -68,10 +72,22 @@ def _plainly(command: Callable[_P, None]) -> Callable[_P, None]:
         try:
             command(*args, **kwargs)
         except (MegaContextError, OSError, ValueError) as error:
-            typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
+            typer.secho(f"{type(error).__name__}: {_said(error)}", fg="red", err=True)
             raise typer.Exit(1) from error
 
     return run
+
+
+def _said(error: Exception) -> str:
+    """Return what an error says to somebody who types: the thing, the value, the fix."""
+    if isinstance(error, SessionNotFoundError):
+        return (
+            f"there is no memory at {error.path}; check the path, or make one with append or chat"
+        )
+    if isinstance(error, OSError) and not isinstance(error, MegaContextError) and error.filename:
+        reason = (error.strerror or "cannot be used").lower()
+        return f"{error.filename}: {reason}; check the path and its permissions"
+    return str(error)
 
 
 def _add_plugin_commands(app: typer.Typer, plugins: Plugins) -> None:
@@ -111,7 +127,9 @@ def demo(
         seed=seed,
         data_dir=data,
     )
-    show.demo(Console(), run_demo(settings))
+    console = Console()
+    show.demo(console, run_demo(settings))
+    show.after_demo(console, path)
 
 
 def chat(
@@ -149,7 +167,9 @@ def append(
                 session.append(piece, role=role, source=source or name)
                 advance(n_bytes)
         after = session.stats().n_tokens
-    Console().print(f"{after - before:,} tokens taken in, {after:,} in all")
+        is_kept = session.stats().path is not None
+    where = "" if is_kept else f"; storage {storage} keeps nothing when this ends"
+    Console().print(f"{after - before:,} tokens taken in, {after:,} in all{where}")
 
 
 def generate(
@@ -163,6 +183,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Seed for sampling.")] = None,
     remember: Annotated[bool, typer.Option(help="Keep prompt and reply.")] = True,
+    png: Png = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer one prompt from the memory, and say which spans the answer saw."""
@@ -174,6 +195,8 @@ def generate(
             seed=seed,
             remember=remember,
         )
+    if png is not None:
+        png.write_bytes(focus_png(reply.focus))
     if as_json:
         _print_json(reply.to_dict())
     else:
@@ -202,7 +225,7 @@ def focus(
     path: Memory,
     query: Annotated[str | None, typer.Argument(help="Score the entries for this text.")] = None,
     *,
-    png: Annotated[Path | None, typer.Option(help="Also write a picture to this file.")] = None,
+    png: Png = None,
     model: Model = None,
     storage: Storage = None,
     w_max: Rows = None,

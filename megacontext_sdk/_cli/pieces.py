@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from megacontext_sdk.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -30,14 +32,27 @@ def read_pieces(inputs: Sequence[Path], stdin: TextIO) -> Iterator[tuple[str, st
 
     Raises:
         OSError: a file cannot be read.
-        UnicodeDecodeError: a file is not UTF-8 text.
+        ConfigError: an input is not UTF-8 text.
     """
     for path in inputs:
         if path == _STDIN:
-            yield from _pieces("stdin", stdin)
+            yield from _as_text(path, _pieces("stdin", stdin))
         else:
             with path.open(encoding="utf-8") as lines:
-                yield from _pieces(path.name, lines)
+                yield from _as_text(path, _pieces(path.name, lines))
+
+
+def _as_text(path: Path, pieces: Iterator[tuple[str, str, int]]) -> Iterator[tuple[str, str, int]]:
+    """Pass pieces on; say which input it is that cannot be read as text."""
+    try:
+        yield from pieces
+    except UnicodeDecodeError as error:
+        name = "stdin" if path == _STDIN else str(path)
+        message = (
+            f"{name} is not UTF-8 text (byte {error.object[error.start]:#04x}); convert it to "
+            "UTF-8, or leave it out"
+        )
+        raise ConfigError(message, field="files", value=name) from error
 
 
 def _pieces(name: str, lines: TextIO) -> Iterator[tuple[str, str, int]]:

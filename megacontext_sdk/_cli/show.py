@@ -15,14 +15,16 @@ from megacontext_sdk.demo import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from rich.console import Console
+    from rich.progress import ProgressColumn
 
     from megacontext_sdk._cli.doctor import Check
     from megacontext_sdk.catalogue import Catalogue
     from megacontext_sdk.results import FocusReport, Hit, Reply, Stats
 
-__all__ = ["byte_bar", "checks", "demo", "focus", "hits", "plugins", "reply", "stats"]
+__all__ = ["after_demo", "byte_bar", "checks", "demo", "focus", "hits", "plugins", "reply", "stats"]
 
 
 def focus(console: Console, report: FocusReport) -> None:
@@ -87,11 +89,16 @@ def checks(console: Console, found: Iterable[Check]) -> None:
     console.print(table)
 
 
+def _bar(console: Console, *columns: ProgressColumn) -> Progress:
+    """Return a progress bar that goes when it is done, and is not there outside of terminals."""
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
 @contextmanager
 def byte_bar(console: Console, total: int | None) -> Iterator[Callable[[int], None]]:
     """Show progress in bytes; yields what to call with the bytes done since."""
     columns = (TextColumn("taking in"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with _bar(console, *columns) as bar:
         task = bar.add_task("", total=total)
 
         def advance(n_bytes: int) -> None:
@@ -104,7 +111,7 @@ def demo(console: Console, happenings: Iterable[object]) -> None:
     """Show the demo while it runs."""
     columns = (TextColumn("taking in tokens"), BarColumn(), MofNCompleteColumn())
     number = 0
-    with Progress(*columns, console=console, transient=True) as bar:
+    with _bar(console, *columns) as bar:
         task = bar.add_task("", total=None)
         for item in happenings:
             if isinstance(item, run.Began):
@@ -118,6 +125,20 @@ def demo(console: Console, happenings: Iterable[object]) -> None:
                 console.print(_answer_line(number, item))
             elif isinstance(item, run.Summary):
                 console.print(_summary(item))
+
+
+def after_demo(console: Console, path: Path | None) -> None:
+    """Say what to do next with the demo's memory, or how to keep one."""
+    if path is None:
+        console.print(
+            "The memory was in a temporary folder and is gone. To keep one and talk to it:"
+        )
+        console.print("  megacontext demo --path demo.mc", style="cyan", markup=False)
+        path_text = "demo.mc"
+    else:
+        console.print("Talk to this memory:")
+        path_text = str(path)
+    console.print(f"  megacontext chat {path_text} --w-max 896", style="cyan", markup=False)
 
 
 def _answer_line(number: int, answer: run.Answer) -> Text:

@@ -6,6 +6,7 @@ import zlib
 import pytest
 from rich.console import Console
 
+from megacontext_sdk._cli.font import dots
 from megacontext_sdk._cli.picture import (
     ASCII,
     UNICODE,
@@ -14,7 +15,17 @@ from megacontext_sdk._cli.picture import (
     draw_map,
     level_style,
 )
-from megacontext_sdk._cli.png import focus_png
+from megacontext_sdk._cli.png import (
+    FREE,
+    HISTORY_Y,
+    LEVELS,
+    MARGIN,
+    PINNED,
+    REVEALED,
+    WINDOW_Y,
+    _ticks,
+    focus_png,
+)
 from megacontext_sdk.memory.lod import Span
 from megacontext_sdk.results import EntryReport, FocusReport
 
@@ -129,26 +140,60 @@ def png_pixels(data):
     rows = zlib.decompress(chunks[b"IDAT"])
     assert height * (1 + 3 * width) == len(rows)
     stride = 1 + 3 * width
-    return [
-        [tuple(rows[y * stride + 1 + 3 * x :][:3]) for x in range(width)] for y in range(height)
-    ]
+    lines = [rows[y * stride + 1 : (y + 1) * stride] for y in range(height)]
+    return [[tuple(line[3 * x : 3 * x + 3]) for x in range(width)] for line in lines]
 
 
-def test_the_png_is_well_formed_and_gives_each_entry_its_share_of_rows(small):
-    bottom = png_pixels(focus_png(small, width=105))[-1]
-    assert 32 == bottom.count((34, 170, 68))  # revealed: 32 rows of 105
-    assert 32 == bottom.count((255, 204, 0))  # pinned
-    assert 1 == bottom.count((51, 85, 204))  # one row of LOD1
-    assert 32 + 7 == bottom.count((0, 153, 204))  # the first block and the tail
+def band(data, lines):
+    """Return the pixels of the middle line of a band, without the margins."""
+    return png_pixels(data)[sum(lines) // 2][MARGIN:-MARGIN]
 
 
-def test_full_detail_stands_higher_than_gists_in_the_png(small):
-    top = png_pixels(focus_png(small, width=105))[0]
-    assert (34, 170, 68) in top
-    assert (51, 85, 204) not in top
+def test_the_png_gives_each_entry_its_share_of_the_windows_rows(small):
+    window = band(focus_png(small, width=896 + 2 * MARGIN), WINDOW_Y)
+    assert 32 == window.count(REVEALED)
+    assert 32 == window.count(PINNED)
+    assert 1 == window.count(LEVELS[1])
+    assert 1 == window.count(LEVELS[2])
+    assert 32 + 7 == window.count(LEVELS[0])  # the first block and the tail
+    assert 896 - 105 == window.count(FREE)
 
 
-def test_an_empty_history_gives_a_white_png():
-    assert {(255, 255, 255)} == {
-        pixel for line in png_pixels(focus_png(report())) for pixel in line
-    }
+def test_the_png_gives_each_token_the_same_share_of_the_history(small):
+    history = band(focus_png(small, width=1159 + 2 * MARGIN), HISTORY_Y)
+    assert 32 == history.count(REVEALED)
+    assert 1024 == history.count(LEVELS[2])
+    assert 32 + 7 == history.count(LEVELS[0])
+
+
+def test_what_was_revealed_can_be_seen_in_a_history_of_any_length():
+    half = 32**4
+    huge = report(
+        entry(0, half, lod=4), entry(half, 32, revealed=True), entry(half + 32, half, lod=4)
+    )
+    assert 2 == band(focus_png(huge), HISTORY_Y).count(REVEALED)
+
+
+def test_the_legend_of_the_png_grows_with_the_colours_in_use(small):
+    plain = png_pixels(focus_png(report(entry(0, 32))))
+    assert len(plain) < len(png_pixels(focus_png(small)))
+    colours = {pixel for line in plain for pixel in line}
+    assert colours.isdisjoint({REVEALED, PINNED, LEVELS[1]})
+
+
+def test_an_empty_history_gives_an_empty_window():
+    assert {FREE} == set(band(focus_png(report()), WINDOW_Y))
+
+
+def test_scales_have_a_few_round_numbers():
+    assert [0, 50_000, 100_000, 150_000, 200_000] == list(_ticks(200_531))
+    assert [0, 200, 400, 600, 800] == list(_ticks(896))
+    assert [0] == list(_ticks(0))
+
+
+def test_letters_differ_and_unknown_ones_are_boxes():
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789,.-"
+    assert len(letters) == len({tuple(dots(letter)) for letter in letters})
+    assert dots("€") == dots("@")
+    assert [] == dots(" ")
+    assert dots("A") == dots("a")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from megacontext_sdk._cli.pieces import PIECE_CHARACTERS, count_bytes, read_pieces
+from megacontext_sdk.errors import ConfigError
 
 STDIN = Path("-")
 
@@ -59,8 +60,8 @@ def test_a_missing_file_is_an_error(tmp_path):
         count_bytes([tmp_path / "none.txt"])
 
 
-def test_a_binary_file_is_an_error(tmp_path):
+def test_a_binary_file_is_an_error_that_names_it(tmp_path):
     file = tmp_path / "b.bin"
     file.write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(UnicodeDecodeError):
+    with pytest.raises(ConfigError, match=r"b\.bin is not UTF-8 text \(byte 0xff\)"):
         list(read_pieces([file], io.StringIO()))
