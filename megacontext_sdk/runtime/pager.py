@@ -142,7 +142,11 @@ class Pager:
         """Feed one generated token behind everything live and return the logits it gives."""
         slot = self._n
         position = self._next_position
-        output = self.window.step(token_id, position, slot)
+        try:
+            output = self.window.step(token_id, position, slot)
+        except BaseException:
+            self._start_over()
+            raise
         self._keys[slot] = token_index
         self._positions[slot] = position
         self._stale[slot] = False
@@ -162,6 +166,8 @@ class Pager:
     ) -> tuple[SyncReport, WindowOutput | None]:
         """Make the window hold exactly the rows of a layout and of the pending tokens behind it.
 
+        If it fails or is interrupted, the window is empty: the next call computes all rows.
+
         Args:
             layout: what the working context holds.
             pending: int32[p], generated tokens that are not in the layout yet.
@@ -175,6 +181,15 @@ class Pager:
             ConfigError: the position scheme cannot place the layout.
             ModelError: more rows than the window has slots.
         """
+        try:
+            return self._sync(layout, pending, want_logits=want_logits, rebuild=rebuild)
+        except BaseException:
+            self._start_over()
+            raise
+
+    def _sync(
+        self, layout: Layout, pending: Ids, *, want_logits: bool, rebuild: bool
+    ) -> tuple[SyncReport, WindowOutput | None]:
         positions = self._assign(layout, len(pending))
         keys = row_keys(layout, len(pending))
         if rebuild:
@@ -204,6 +219,13 @@ class Pager:
             rows_moved=moved,
             forwards=forwards,
         ), output
+
+    def _start_over(self) -> None:
+        """Forget all rows: which of them are whole is not known after a pass that failed."""
+        self._n = 0
+        self.swaps_since_rebuild = 0
+        self.cache.clear()
+        self.window.release(np.arange(self.window.capacity))
 
     def _assign(self, layout: Layout, n_pending: int) -> Indices:
         positions = self._scheme.assign(layout, self._info)
@@ -366,12 +388,14 @@ class Pager:
         kept = self.window.export(slots)
         positions = self._positions[slots]
         batch = RowBatch(self._source.token_ids_at(self._keys[slots]), self._no_vectors)
-        output = self.window.write(batch, positions, slots, "all")
-        logits = (
-            np.zeros((0, self._info.vocab_size), np.float32) if output is None else output.numpy()
-        )
-        self.window.restore(kept, slots, positions)
-        return logits
+        try:
+            output = self.window.write(batch, positions, slots, "all")
+            logits = None if output is None else output.numpy()
+            self.window.restore(kept, slots, positions)
+        except BaseException:
+            self._start_over()
+            raise
+        return np.zeros((0, self._info.vocab_size), np.float32) if logits is None else logits
 
     def truncate(self, token_index: int) -> None:
         """Drop rows of raw tokens from `token_index` on: text that was taken back."""
