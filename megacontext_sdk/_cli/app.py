@@ -128,6 +128,11 @@ def demo(
         data_dir=data,
     )
     console = Console()
+    console.print(
+        f"{tokens:,} tokens of text with {facts} facts told in between, then {questions} questions "
+        f"to a model that sees {w_max:,} rows.\n",
+        highlight=False,
+    )
     show.demo(console, run_demo(settings))
     show.after_demo(console, path)
 

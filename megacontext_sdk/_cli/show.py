@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from megacontext_sdk.results import FocusReport, Hit, Reply, Stats
 
 __all__ = ["after_demo", "byte_bar", "checks", "demo", "focus", "hits", "plugins", "reply", "stats"]
+
+
+_QUESTION_COLUMNS = 40  # so that answers stand in a column
 
 
 def focus(console: Console, report: FocusReport) -> None:
@@ -109,26 +112,29 @@ def byte_bar(console: Console, total: int | None) -> Iterator[Callable[[int], No
 
 def demo(console: Console, happenings: Iterable[object]) -> None:
     """Show the demo while it runs."""
-    columns = (TextColumn("taking in tokens"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}"))
     number = 0
     with _bar(console, *columns) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("opening the memory", total=None)
         for item in happenings:
             if isinstance(item, run.Began):
                 console.print(f"History: {item.origin}", markup=False, soft_wrap=True)
                 console.print(f"Memory:  {item.path}", markup=False, soft_wrap=True)
             elif isinstance(item, run.Progress):
-                bar.update(task, completed=min(item.n_tokens, item.total), total=item.total)
+                done = min(item.n_tokens, item.total)
+                bar.update(task, description="taking in tokens", completed=done, total=item.total)
             elif isinstance(item, run.Answer):
                 number += 1
                 bar.update(task, visible=False)
                 console.print(_answer_line(number, item))
             elif isinstance(item, run.Summary):
+                console.print()
                 console.print(_summary(item))
 
 
 def after_demo(console: Console, path: Path | None) -> None:
     """Say what to do next with the demo's memory, or how to keep one."""
+    console.print()
     if path is None:
         console.print(
             "The memory was in a temporary folder and is gone. To keep one and talk to it:"
@@ -138,11 +144,11 @@ def after_demo(console: Console, path: Path | None) -> None:
     else:
         console.print("Talk to this memory:")
         path_text = str(path)
-    console.print(f"  megacontext chat {path_text} --w-max 896", style="cyan", markup=False)
+    console.print(f"  megacontext chat {path_text}", style="cyan", markup=False)
 
 
 def _answer_line(number: int, answer: run.Answer) -> Text:
-    line = Text(f"{number:3}. {answer.fact.question}  ")
+    line = Text(f"{number:3}. {answer.fact.question:<{_QUESTION_COLUMNS}}  ")
     line.append(_shortened(answer.text, 40) or "(no answer)", style="bold")
     line.append("  right" if answer.is_right else "  wrong", "green" if answer.is_right else "red")
     if not answer.is_right:
