@@ -38,8 +38,7 @@ def audit_window(state: SessionState, n_rows: int) -> Audit:
             stale_rows=0,
             swaps_since_rebuild=0,
         )
-    state.sync(np.zeros(0, dtype=np.int32), want_logits=False)
-    served = state.pager.newest_logits(n_rows)
+    served = _served(state, layout.end, n_rows)
     exact_pager = Pager(
         state.adapter.open_window(state.pager.window.capacity),
         state.rows,
@@ -65,6 +64,15 @@ def audit_window(state: SessionState, n_rows: int) -> Audit:
     state.last_audit_nats = result.kl_mean_nats
     trace.audit(state, result, perf_counter() - start)
     return result
+
+
+def _served(state: SessionState, end: int, n_rows: int) -> Floats:
+    """Return logits as served; tokens of a reply under way keep their rows."""
+    aside = state.pager.set_aside(end)
+    state.sync(np.zeros(0, dtype=np.int32), want_logits=False)
+    served = state.pager.newest_logits(n_rows)
+    state.pager.put_back(aside)
+    return served
 
 
 def kl_nats(served: Floats, exact: Floats) -> Floats:

@@ -22,10 +22,10 @@ from megacontext_sdk.runtime.rows import gist_parts, is_token, node_groups, row_
 
 if TYPE_CHECKING:
     from megacontext_sdk.contracts.arrays import Bools, Floats, Ids, Indices
-    from megacontext_sdk.contracts.model import ModelInfo, Window, WindowOutput
+    from megacontext_sdk.contracts.model import BlockKV, ModelInfo, Window, WindowOutput
     from megacontext_sdk.contracts.positions import Layout, PositionScheme
 
-__all__ = ["Pager", "RowSource", "SyncReport"]
+__all__ = ["Aside", "Pager", "RowSource", "SyncReport"]
 
 _NO_IDS: Ids = np.zeros(0, dtype=np.int32)
 _CHUNK_ROWS = 1024
@@ -80,6 +80,16 @@ class _Target:
     slots: Indices
     end: int
     pending: Ids
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Aside:
+    """Rows taken out of a window for a while; `block` is None where there were none."""
+
+    block: BlockKV | None
+    keys: Indices
+    positions: Indices
+    next_position: int
 
 
 class Pager:
@@ -396,6 +406,30 @@ class Pager:
             self._start_over()
             raise
         return np.zeros((0, self._info.vocab_size), np.float32) if logits is None else logits
+
+    def set_aside(self, token_index: int) -> Aside:
+        """Take rows of raw tokens from `token_index` on out of the window, to be put back."""
+        live = self._keys[: self._n]
+        slots = np.flatnonzero(is_token(live) & (live >= token_index))
+        aside = Aside(
+            block=self.window.export(slots) if len(slots) else None,
+            keys=self._keys[slots],
+            positions=self._positions[slots],
+            next_position=self._next_position,
+        )
+        self._release(slots, keep=False)
+        return aside
+
+    def put_back(self, aside: Aside) -> None:
+        """Put rows back that were set aside; the other rows must be where they were."""
+        if aside.block is None:
+            return
+        slots = np.arange(self._n, self._n + len(aside.keys))
+        self.window.restore(aside.block, slots, aside.positions)
+        self._keys[slots], self._positions[slots] = aside.keys, aside.positions
+        self._stale[slots] = False
+        self._n += len(slots)
+        self._next_position = aside.next_position
 
     def truncate(self, token_index: int) -> None:
         """Drop rows of raw tokens from `token_index` on: text that was taken back."""

@@ -250,3 +250,19 @@ def test_row70_an_audit_leaves_the_next_reply_as_it_was(sessions):
             return texts
 
     assert play(audits=False) == play(audits=True)
+
+
+@pytest.mark.parametrize("kv_mode", ["exact", "seam"])
+@pytest.mark.parametrize("n_before", [0, 1, 12, 33, 50])
+def test_row70_an_audit_amid_a_reply_does_not_change_what_follows(sessions, kv_mode, n_before):
+    def play(look):
+        with sessions.open(kv_mode=kv_mode) as session:
+            sessions.fill(session, 50)
+            text = ""
+            for number, item in enumerate(session.stream("Day 7?", max_new_tokens=60)):
+                text += getattr(item, "text", "")
+                if number == n_before:
+                    look(session)
+            return text
+
+    assert play(lambda session: None) == play(lambda session: session.audit())
