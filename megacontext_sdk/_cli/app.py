@@ -20,7 +20,7 @@ from megacontext_sdk._cli.pieces import count_bytes, read_pieces
 from megacontext_sdk._cli.png import focus_png
 from megacontext_sdk._cli.talk import talk
 from megacontext_sdk.demo.run import DemoSettings, run_demo
-from megacontext_sdk.errors import MegaContextError, SessionNotFoundError
+from megacontext_sdk.errors import ConfigError, MegaContextError, SessionNotFoundError
 from megacontext_sdk.plugins import default_plugins
 from megacontext_sdk.session import MemorySession
 
@@ -148,7 +148,9 @@ def chat(
 ) -> None:
     """Talk; the memory grows. `/focus` shows what the model sees, `/quit` leaves."""
     with _open(path, model, storage, w_max=w_max) as session:
-        talk(session, Console(), max_new_tokens=max_new_tokens, temperature=temperature)
+        console = Console()
+        show.opened(console, session.stats())
+        talk(session, console, max_new_tokens=max_new_tokens, temperature=temperature)
 
 
 def append(
@@ -192,6 +194,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Answer one prompt from the memory, and say which spans the answer saw."""
+    _check_picture(png)
     with _open(path, model, storage, w_max=w_max) as session:
         reply = session.generate(
             prompt,
@@ -237,6 +240,7 @@ def focus(
     as_json: AsJson = False,
 ) -> None:
     """Show what the model sees: one glyph per entry, coloured by level of detail."""
+    _check_picture(png)
     with _open(path, model, storage, read_only=True, w_max=w_max) as session:
         report = session.focus.report(query)
     if png is not None:
@@ -282,6 +286,13 @@ def _open(
 ) -> MemorySession:
     settings: dict[str, Any] = {} if w_max is None else {"w_max": w_max}
     return MemorySession.open(path, model=model, storage=storage, read_only=read_only, **settings)
+
+
+def _check_picture(png: Path | None) -> None:
+    """Refuse a place for a picture before there is anything to lose."""
+    if png is not None and (png.is_dir() or not png.parent.is_dir()):
+        message = f"--png {png} cannot be written; give a file in a folder that exists"
+        raise ConfigError(message, field="png", value=str(png))
 
 
 def _print_json(document: object) -> None:

@@ -23,7 +23,12 @@ def count_bytes(inputs: Sequence[Path]) -> int | None:
 
     Raises:
         FileNotFoundError: a file does not exist.
+        ConfigError: one is a directory.
     """
+    folders = [path for path in inputs if path.is_dir()]
+    if folders:
+        message = f"{folders[0]} is a directory; name the text files in it"
+        raise ConfigError(message, field="files", value=str(folders[0]))
     return None if _STDIN in inputs else sum(path.stat().st_size for path in inputs)
 
 

@@ -24,7 +24,18 @@ if TYPE_CHECKING:
     from megacontext_sdk.catalogue import Catalogue
     from megacontext_sdk.results import FocusReport, Hit, Reply, Stats
 
-__all__ = ["after_demo", "byte_bar", "checks", "demo", "focus", "hits", "plugins", "reply", "stats"]
+__all__ = [
+    "after_demo",
+    "byte_bar",
+    "checks",
+    "demo",
+    "focus",
+    "hits",
+    "opened",
+    "plugins",
+    "reply",
+    "stats",
+]
 
 
 _QUESTION_COLUMNS = 40  # so that answers stand in a column
@@ -61,6 +72,13 @@ def hits(console: Console, found: Sequence[Hit]) -> None:
         console.print(_shortened(hit.text, 240), markup=False, highlight=False)
     if not found:
         console.print("nothing found", style="yellow")
+
+
+def opened(console: Console, found: Stats) -> None:
+    """Show which memory a chat goes on with."""
+    where = found.path or "a memory that is kept nowhere"
+    line = f"{where}: {found.n_tokens:,} tokens, model {found.model}"
+    console.print(line, style="dim", markup=False, highlight=False)
 
 
 def stats(console: Console, found: Stats) -> None:

@@ -30,7 +30,7 @@ def talk(
         console: reads and writes.
         max_new_tokens, temperature: of each reply.
     """
-    console.print(f"{session!r}; {_HELP}", style="dim", markup=False)
+    console.print(_HELP, style="dim", markup=False)
     while (line := _read(console)) is not None:
         if line.startswith("/"):
             if line == "/quit":

@@ -196,6 +196,7 @@ def test_demo_runs_with_the_echo_model_and_prints_measured_figures(call, tmp_pat
     assert 0 == result.exit_code, result.output
     assert " of 2 (" in result.stdout
     assert "told at token" in result.stdout
+    assert "megacontext chat" in result.stdout
     for figure in ("tokens in history", "rows in the window", "ms per token"):
         assert figure in result.stdout
     with MemorySession.open(tmp_path / "demo.mc", model="echo", read_only=True) as session:
@@ -247,3 +248,34 @@ def test_a_missing_library_is_one_line_with_the_command_that_installs_it():
 def test_the_core_is_importable_without_the_command_line():
     code = "import megacontext_sdk, sys; assert not {'typer', 'rich'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_happens(
+    call, memory, tmp_path
+):
+    place = tmp_path / "none" / "x.png"
+    for command in (("generate", memory, "Hello"), ("focus", memory)):
+        result = call(*command, "--png", place, *ECHO)
+        assert 1 == result.exit_code
+        assert f"--png {place} cannot be written" in result.stderr
+    with MemorySession.open(memory, model="echo") as session:
+        assert 2 == session.stats().n_messages
+
+
+def test_generate_draws_what_the_model_saw(call, memory, tmp_path):
+    picture = tmp_path / "focus.png"
+    result = call("generate", memory, "Where?", "--max-new-tokens", "4", "--png", picture, *ECHO)
+    assert 0 == result.exit_code, result.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_memory_that_is_not_there_is_named_with_the_way_to_make_one(call, tmp_path):
+    result = call("stats", tmp_path / "none.mc", *ECHO)
+    assert 1 == result.exit_code
+    assert f"no memory at {tmp_path / 'none.mc'}" in result.stderr
+    assert "make one with append or chat" in result.stderr
+
+
+def test_a_memory_that_is_kept_nowhere_says_so(call, tmp_path):
+    result = call("append", tmp_path / "a.mc", "--storage", "memory", *ECHO, said="Hello.")
+    assert "keeps nothing when this ends" in result.stdout

@@ -52,7 +52,14 @@ def test_bytes_are_counted_as_stored(tmp_path):
 
 def test_the_size_of_stdin_is_unknown(tmp_path):
     assert count_bytes([STDIN]) is None
-    assert count_bytes([tmp_path, STDIN]) is None
+    file = tmp_path / "a.txt"
+    file.write_text("a")
+    assert count_bytes([file, STDIN]) is None
+
+
+def test_a_directory_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(ConfigError, match="is a directory; name the text files in it"):
+        count_bytes([tmp_path])
 
 
 def test_a_missing_file_is_an_error(tmp_path):
