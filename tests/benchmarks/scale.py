@@ -57,7 +57,7 @@ FULL = Scale(
     append_tokens=200_000,
     recall_tokens=200_000,
     recall_facts=50,
-    recall_seeds=(11, 12),
+    recall_seeds=(101, 102, 103, 104),
     evidence_stride=1,
 )
 QUICK = attrs.evolve(
