@@ -93,7 +93,7 @@ class Ends(EchoModel):
         return attrs.evolve(super().info, eos_ids=self.eos)
 
 
-@pytest.mark.parametrize("n", [1, 5, 20, 33, 50])
+@pytest.mark.parametrize("n", [1, 20, 40])
 def test_row75_an_end_token_inside_a_block_leaves_a_partial_tail_that_goes_on(sessions, n):
     with sessions.open() as session:
         sessions.fill(session, 20)

@@ -261,3 +261,29 @@ def test_row52_the_checker_of_a_session_finds_a_planted_fault(sessions):
         wc._state = attrs.evolve(wc._state, entries=attrs.evolve(wc.entries, start=start))
         with pytest.raises(ContiguityError):
             session.append("One more.")
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"gist_slots": 4, "w_max": 768},
+        {"allocator": "knapsack"},
+        {"allocator": "stochastic"},
+        {"sink_blocks": 0, "recent_tokens": 0},
+        {"sink_blocks": 3, "w_max": 640},
+        {"n_diff": 64, "cooldown": 0, "hysteresis": 0.0},
+        {"seam_rows": 0, "kv_cache_bytes": 0, "gist_cache_rows": 1},
+        {"headroom": 200, "w_max": 900, "max_iterations": 1},
+    ],
+)
+def test_row49_the_promises_hold_under_any_rules(sessions, rules):
+    watchman = Watchman()
+    with sessions.open(sinks=(watchman,), **rules) as session:
+        sessions.fill(session, 50)
+        watchman.watch(session)
+        for number in range(2):
+            session.generate(f"Day {number * 9}?", max_new_tokens=40)
+        session.audit(2)
+        assert session._parts.state.wc.cost == session._parts.state.pager.n_live
+    assert [] == watchman.faults
+    assert watchman.worst <= rules.get("w_max", 512)
