@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 import msgspec
 
+from megacontext_sdk.builtin.mean_gist import MeanGistEncoder
 from megacontext_sdk.builtin.recency import RecencyFocus
 from megacontext_sdk.config import Config
 from megacontext_sdk.contracts.focus import FocusPolicy
@@ -312,6 +313,7 @@ class _Builder:
             gist_cache_rows=config.gist.gist_cache_rows,
             access_path=_in(memory.path, "access.bin"),
             precision=PrecisionTable(adapter.tokenizer, info.vocab_size),
+            provisional=MeanGistEncoder(budget.gist_slots),
             read_only=read_only,
         )
         tree.open()
@@ -404,6 +406,7 @@ def _catch_up(parts: Parts) -> None:
     """Bring caches in line with the history: lexical index, layout, pins."""
     parts.lexical.open()
     parts.scribe.catch_up()
+    parts.state.hold_system_prompt()
     wc, n_tokens = parts.state.wc, parts.tree.n_tokens
     if not _restore_layout(parts):
         _report(parts, wc.lay_out(n_tokens))

@@ -62,6 +62,8 @@ class Generation:
     ) -> Iterator[TextDelta | FocusChanged | Completed]:
         """Append the prompt, refocus, decode, and complete."""
         header, n_prompt = self._take_prompt()
+        n_reply = 0 if self.request.remember else self.request.max_new_tokens
+        self._parts.loop.make_room(len(header) + n_reply)
         report = report_focus()
         scribe = self._parts.scribe.reply([citation.span for citation in report.revealed])
         try:

@@ -113,6 +113,14 @@ class RuntimeLoop(ABC):
         """
 
     @abstractmethod
+    def make_room(self, reserve: int) -> None:
+        """Free `reserve` rows for a reply, so that what is reported then is what the model sees.
+
+        Raises:
+            BudgetError: they do not fit beside the history.
+        """
+
+    @abstractmethod
     def decode(self, request: DecodeRequest) -> Generator[DecodedToken]:
         """Generate tokens, sealing blocks and refocusing every 32.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 import numpy as np
 
+from megacontext_sdk.contracts.focus import Reveal
 from megacontext_sdk.errors import BudgetError, InvariantError
 from megacontext_sdk.memory.lod import BLOCK_SIZE
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         FocusView,
         Move,
         Plan,
-        Reveal,
         Skipped,
     )
     from megacontext_sdk.focus.view import QueryScope, ViewBuilder
@@ -272,7 +272,9 @@ class _Episode:
             try:
                 scores = self._policy.score(view)
                 _check_scores(scores, len(view.entries))
-                return scores, self._policy.reveals(view, _REVEALS_PER_ITERATION)
+                reveals = self._policy.reveals(view, _REVEALS_PER_ITERATION)
+                _check_reveals(reveals)
+                return scores, reveals
             except Exception as error:  # noqa: BLE001 - a plugin's failure may be of any kind
                 _log.warning("focus policy %s failed (%s)", self._policy.name, type(error).__name__)
                 self._fallbacks.append(f"{self._policy.name}: {type(error).__name__}")
@@ -305,6 +307,17 @@ class _Episode:
 
 
 def _check_scores(scores: Floats, n_entries: int) -> None:
-    if scores.shape != (n_entries,) or not bool(np.isfinite(scores).all()):
-        message = f"scores must be {n_entries} finite numbers, got shape {scores.shape}"
+    # NaN compares as False, so it is refused here, too.
+    if not isinstance(scores, np.ndarray) or scores.shape != (n_entries,):
+        message = f"scores must be an array of {n_entries} numbers, got {type(scores).__name__}"
+        raise TypeError(message)
+    if not bool((np.abs(scores) <= 1.0).all()):
+        message = "scores must be numbers in [-1, 1]"
         raise ValueError(message)
+
+
+def _check_reveals(reveals: Sequence[Reveal]) -> None:
+    for one in reveals:
+        if not isinstance(one, Reveal) or not abs(one.utility) <= 1.0:
+            message = f"reveals must be Reveal values with a utility in [-1, 1], got {one!r:.80}"
+            raise TypeError(message)

@@ -188,7 +188,13 @@ class LexicalIndex:
         """
         words = query if isinstance(query, Mapping) else {query: 1.0}
         weights = {term: weight for word, weight in words.items() for term in query_terms(word)}
-        return self._rank(weights, k, POSTINGS_PER_TURN, n_rows=self._n_rows, is_smoothed=False)
+        hits = self._rank(weights, k, POSTINGS_PER_TURN, n_rows=self._n_rows, is_smoothed=False)
+        if len(hits):
+            return hits
+        # Nothing but words that most messages hold: newest first is better than no answer.
+        return self._rank(
+            weights, k, POSTINGS_PER_TURN, n_rows=self._n_rows, is_smoothed=False, share=1.0
+        )
 
     def query(
         self,
@@ -384,13 +390,14 @@ class LexicalIndex:
         *,
         n_rows: int,
         is_smoothed: bool,
+        share: float = COMMON_SHARE,
     ) -> LexicalHits:
         if limit < 1 or n_rows < 1:
             return _hits(np.empty((0, 2), np.int64), np.empty(0))
         with self._lock:
             none: list[_Postings] = []
             lists = self._guarded(
-                lambda db: list(self._rarest_first(db, tuple(weights), n_rows, budget)), none
+                lambda db: list(self._rarest_first(db, tuple(weights), n_rows, budget, share)), none
             )
             rows, scores = bm25.sum_postings(
                 [p.rows for p in lists],
@@ -411,10 +418,15 @@ class LexicalIndex:
         return _hits(found[place], scores[place])
 
     def _rarest_first(
-        self, db: sqlite3.Connection, terms: Sequence[Term], n_rows: int, budget: int
+        self,
+        db: sqlite3.Connection,
+        terms: Sequence[Term],
+        n_rows: int,
+        budget: int,
+        share: float,
     ) -> Iterator[_Postings]:
-        """Yield the posting lists of terms that say something, rarest first, within a budget."""
-        common = max(COMMON_SHARE * n_rows, COMMON_FLOOR)
+        """Yield the posting lists of terms in up to a share of the rows, rarest first."""
+        common = max(share * n_rows, COMMON_FLOOR)
         probes = [self._postings(db, term, n_rows, PROBE) for term in terms]
         # An estimate may be off by half; what is close to the limit is read and counted.
         likely = [p for p in probes if len(p.rows) and p.n_with_term <= 2 * common]

@@ -58,6 +58,8 @@ class PlainLoop(RuntimeLoop):
         """Take newly committed history into the working context, making room at once."""
         state = self._state
         self._report_ingest(source)
+        if not state.wc.n_tokens:
+            state.hold_system_prompt()
         start = perf_counter()
         applied = self._extend()
         state.rows.note_moves(applied.moves)
@@ -137,6 +139,26 @@ class PlainLoop(RuntimeLoop):
         finally:
             run.finish()
 
+    def make_room(self, reserve: int) -> None:
+        """Free rows for a reply before it begins.
+
+        Raises:
+            BudgetError: they do not fit beside the history.
+        """
+        state = self._state
+        try:
+            start = perf_counter()
+            applied = state.wc.make_room(reserve=reserve)
+        except BudgetError as error:
+            message = (
+                f"{reserve} rows for this reply do not fit w_max={state.budget.w_max} beside the "
+                "history; lower max_new_tokens, shorten the prompt, or use remember=True"
+            )
+            raise BudgetError(message, needed=reserve, available=error.available) from error
+        if applied.moves:
+            state.rows.note_moves(applied.moves)
+            trace.assemble(state, applied, perf_counter() - start)
+
     def boundary(self, recent_ids: Ids) -> None:
         """Make one refocus step at a block boundary."""
         self._refocus(recent_ids[-_RECENT_IDS:], 1, "block")
@@ -180,26 +202,11 @@ class _Decode:
         reserve = len(self._pending)
         if not self._request.remember:
             reserve += self._request.max_new_tokens
-        self._make_room(reserve)
+        self._loop.make_room(reserve)
         reason = state.rebuild_reason()
         if reason is not None:
             trace.rebuild(state, reason)
         return self._sync(rebuild=reason is not None)
-
-    def _make_room(self, reserve: int) -> None:
-        state = self._state
-        try:
-            start = perf_counter()
-            applied = state.wc.make_room(reserve=reserve)
-        except BudgetError as error:
-            message = (
-                f"{reserve} rows for this reply do not fit w_max={state.budget.w_max} beside the "
-                "history; lower max_new_tokens, shorten the prompt, or use remember=True"
-            )
-            raise BudgetError(message, needed=reserve, available=error.available) from error
-        if applied.moves:
-            state.rows.note_moves(applied.moves)
-            trace.assemble(state, applied, perf_counter() - start)
 
     def _take(self, token_id: int) -> DecodedToken:
         self._pending.append(token_id)
@@ -214,7 +221,7 @@ class _Decode:
             self._seal()
         if state.wc.cost + len(self._pending) > state.budget.w_max:
             # A stop string that may be under way holds more tokens back than the headroom takes.
-            self._make_room(len(self._pending))
+            self._loop.make_room(len(self._pending))
             is_changed = True
         if is_changed:
             return self._sync()

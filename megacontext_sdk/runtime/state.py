@@ -13,6 +13,8 @@ import attrs
 import numpy as np
 
 from megacontext_sdk.focus.refocus import RefocusRecord
+from megacontext_sdk.memory.lod import BLOCK_SIZE
+from megacontext_sdk.messages.roles import ROLE_CODES
 from megacontext_sdk.runtime import trace
 from megacontext_sdk.runtime.pager import Pager
 
@@ -36,6 +38,8 @@ SPARE_ROWS = 96
 """Slots of a window beyond `w_max`: rows in flight during one sync."""
 
 _HISTORY = 256
+_OPENING_MESSAGES = 16
+_SYSTEM = ROLE_CODES["system"]
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -138,10 +142,26 @@ class SessionState:
         self.step += 1
         self.records.append(record)
         if record.trigger == "turn":
-            self.revealed.clear()
+            self._keep_what_the_turn_wants()
         for move in record.moves:
             if move.kind == "reveal" or (move.kind == "expand" and move.node.lod == 1):
                 self.revealed[move.node.index] = (move.score, move.reason or "score")
+
+    def hold_system_prompt(self) -> None:
+        """Protect the system messages a history opens with, as the first blocks are.
+
+        They may take the share of the window that pins may take; what is longer is focused like
+        any other text.
+        """
+        end = 0
+        for row in self.journal.messages(0, min(self.journal.n_messages, _OPENING_MESSAGES)):
+            if int(row["n_tokens"]) and int(row["role"]) != _SYSTEM:
+                break
+            end = int(row["start"]) + int(row["n_tokens"])
+        limit = int(self.budget.pin_share * self.budget.w_max) // BLOCK_SIZE
+        blocks = min(-(-end // BLOCK_SIZE), limit)
+        if blocks > self.budget.sink_blocks:
+            self.wc.budget = attrs.evolve(self.budget, sink_blocks=blocks)
 
     def take_wish(self, applied: AppliedPlan) -> None:
         """Count, keep and report what a user's own wish changed; nothing if it changed nothing."""
@@ -170,6 +190,13 @@ class SessionState:
         self.step += 1
         self.records.append(record)
         trace.refocus(self, record)
+
+    def _keep_what_the_turn_wants(self) -> None:
+        """Forget what earlier turns revealed, unless this one asks for it, too."""
+        entries = self.wc.entries
+        wanted = (entries.lod == 0) & (entries.last_score > self.budget.tau_expand)
+        still = set(entries.index[wanted].tolist())
+        self.revealed = {b: why for b, why in self.revealed.items() if b in still}
 
     def close(self) -> None:
         """Free the window."""

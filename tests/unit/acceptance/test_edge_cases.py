@@ -173,8 +173,8 @@ class Odd(FocusPolicy):
         ("float64", False),
         ("reveal beyond", False),
         ("reveal before", False),
-        ("reveal nan", False),
-        ("reveal none", False),
+        ("reveal nan", True),
+        ("reveal none", True),
     ],
 )
 def test_row75_whatever_a_policy_returns_the_session_answers(sessions, how, falls_back):
