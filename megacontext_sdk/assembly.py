@@ -21,7 +21,6 @@ from megacontext_sdk.contracts.focus import FocusPolicy
 from megacontext_sdk.contracts.gist import GistEncoder
 from megacontext_sdk.contracts.model import ModelAdapter
 from megacontext_sdk.errors import (
-    BudgetError,
     ConfigError,
     MegaContextError,
     ModelError,
@@ -124,8 +123,7 @@ class Parts:
 
     def save_pins(self) -> None:
         """Keep the pins with the memory."""
-        pins = [[span.start, span.end] for span in self.state.wc.pins]
-        self.journal.update_settings({"pins": pins}).wait()
+        self.state.save_pins().wait()
 
     def save(self) -> None:
         """Make gists, counts and the layout durable; losing the layout is harmless."""
@@ -431,10 +429,7 @@ def _restore_pins(parts: Parts) -> None:
             parts.state.take_wish(wc.unpin(pin))
     for pin in wanted:
         if pin not in wc.pins:
-            try:
-                parts.state.take_wish(wc.pin(pin))
-            except BudgetError:  # the history has outgrown it, or w_max was lowered
-                trace.lossy(parts.state, "pin", 1, "it does not fit the window")
+            parts.state.take_wish(wc.pin(pin))
 
 
 def _restore_layout(parts: Parts) -> bool:

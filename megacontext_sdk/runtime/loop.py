@@ -78,6 +78,7 @@ class PlainLoop(RuntimeLoop):
                 if not state.wc.pins:
                     raise
                 state.take_wish(state.wc.unpin(state.wc.pins[0]))
+                state.save_pins()
                 trace.lossy(state, "pin", 1, "the history has outgrown it")
 
     def _report_ingest(self, source: str) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from megacontext_sdk.focus.applied import AppliedPlan
     from megacontext_sdk.focus.refocus import Refocuser
     from megacontext_sdk.focus.working_context import WorkingContext
-    from megacontext_sdk.memory.journal import Journal
+    from megacontext_sdk.memory.journal import Journal, Ticket
     from megacontext_sdk.memory.tree import MegaContextTree
     from megacontext_sdk.runtime.tree_rows import TreeRows
 
@@ -162,6 +162,11 @@ class SessionState:
         blocks = min(-(-end // BLOCK_SIZE), limit)
         if blocks > self.budget.sink_blocks:
             self.wc.budget = attrs.evolve(self.budget, sink_blocks=blocks)
+
+    def save_pins(self) -> Ticket:
+        """Keep the pins with the memory; durable when the ticket's `wait` returns."""
+        pins = [[span.start, span.end] for span in self.wc.pins]
+        return self.journal.update_settings({"pins": pins})
 
     def take_wish(self, applied: AppliedPlan) -> None:
         """Count, keep and report what a user's own wish changed; nothing if it changed nothing."""
