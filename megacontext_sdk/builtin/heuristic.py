@@ -248,7 +248,7 @@ def _hit_blocks(hits: LexicalHits, n_blocks: int, target: int) -> _Hits:
     """Return what hits touch of the full blocks, with the raw text that leads up to strong ones.
 
     A base model reads a span well only behind raw text: rows right behind gists are garbled
-    (measured, `docs/explanation/performance.md`). So strong hits come with the blocks before them.
+    (measured, `docs/explanation/focus-loop.md`). So strong hits come with the blocks before them.
     If the best hit stands out, rows are better spent on more of what leads up to it than on weak
     hits, each of which distracts. In a small window hits go first.
 
