@@ -17,6 +17,7 @@ import attrs
 import numpy as np
 
 from megacontext_sdk.contracts.model import RowBatch
+from megacontext_sdk.errors import InvariantError
 from megacontext_sdk.runtime.block_kv import BlockKVCache
 from megacontext_sdk.runtime.rows import gist_parts, is_token, node_groups, row_keys
 
@@ -358,6 +359,8 @@ class Pager:
         for lod in np.unique(lods):
             at = lods == lod
             vectors[at] = self._source.gists(int(lod), nodes[at])[np.arange(at.sum()), slot[at]]
+        if not np.isfinite(vectors).all():
+            raise _violation("I6", "a gist row is not finite; session.close() and open it again")
         return RowBatch(ids, vectors)
 
     def _token_ids(self, indices: Indices, target: _Target) -> Ids:
@@ -436,7 +439,26 @@ class Pager:
         live = self._keys[: self._n]
         self._release(np.flatnonzero(is_token(live) & (live >= token_index)), keep=False)
 
+    def check(self, layout: Layout, n_pending: int = 0) -> None:
+        """Check that the window holds exactly the rows of a layout, in order (I11, I14).
+
+        Raises:
+            InvariantError: positions that do not rise, or a row without its slot.
+        """
+        order = np.argsort(self._positions[: self._n], kind="stable")
+        if (np.diff(self._positions[: self._n][order]) <= 0).any():
+            raise _violation("I11", "two rows share a position")
+        keys = row_keys(layout, n_pending)
+        if self.window.n_live != self._n or not np.array_equal(keys, self._keys[: self._n][order]):
+            raise _violation("I14", f"{self._n} slots do not hold the {len(keys)} rows in order")
+
     def clear(self) -> None:
         """Empty the window and the block cache; the next `sync` computes everything."""
         self._release(np.arange(self._n), keep=False)
         self.cache.clear()
+
+
+def _violation(code: str, detail: str) -> InvariantError:
+    return InvariantError(
+        f"{code}: {detail}; please report this", code=code, detail=detail, epoch=None
+    )

@@ -116,6 +116,8 @@ class SessionState:
             self.last_audit_nats = 0.0
         layout = self.wc.layout()
         report, output = self.pager.sync(layout, pending, want_logits=want_logits, rebuild=rebuild)
+        if self.config.runtime.strict:
+            self.pager.check(layout, len(pending))
         trace.swap(self, report, perf_counter() - start)
         self._report_stand_ins()
         return output

@@ -316,3 +316,38 @@ def test_row14_swapped_rows_reuse_slots_and_none_leak(mode: str) -> None:
         edit(wc, number * 7, ("expand", "collapse", "grow")[number % 3])
         pager.sync(wc.layout())
         assert wc.cost == pager.n_live == pager.window.n_live
+
+
+def test_row52_a_slot_with_the_wrong_row_is_detected() -> None:
+    wc, pager = make_context(2_000), make_pager("seam")
+    pager.sync(wc.layout())
+    pager.check(wc.layout())
+
+    pager._keys[3] = 10**6
+
+    with pytest.raises(InvariantError, match="I14") as caught:
+        pager.check(wc.layout())
+    assert "I14" == caught.value.code
+
+
+def test_row52_two_rows_at_one_position_are_detected() -> None:
+    wc, pager = make_context(2_000), make_pager("seam")
+    pager.sync(wc.layout())
+
+    pager._positions[4] = pager._positions[5]
+
+    with pytest.raises(InvariantError, match="I11"):
+        pager.check(wc.layout())
+
+
+def test_row52_a_gist_that_is_not_finite_never_reaches_the_model() -> None:
+    class Broken(RandomHistory):
+        def gists(self, lod, indices):
+            rows = super().gists(lod, indices)
+            rows[0, 0, 0] = np.nan
+            return rows
+
+    wc, pager = make_context(6_000), make_pager("seam", history=Broken())
+
+    with pytest.raises(InvariantError, match="I6"):
+        pager.sync(wc.layout())
