@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["EMPTY_QUERY", "LexicalSource", "QueryScope", "TreeSource", "ViewBuilder"]
 
+_TURN_HITS = 64
+_DECODE_HITS = 8
+"""Fewer while decoding: each hit may cost reads of gists and blocks, every 32 tokens."""
+
 EMPTY_QUERY = FocusQuery(
     turn_ids=np.zeros(0, dtype=np.int32),
     turn_text="",
@@ -105,8 +109,13 @@ class ViewBuilder:
         vector = self._embed(ids).mean(axis=0) if len(ids) else self._zero
         hits = _NO_HITS
         if query.turn_text or query.recent_text:
+            limit = _DECODE_HITS if len(query.recent_ids) else _TURN_HITS
             hits = self._lexical.query(
-                query.turn_text, query.recent_text, self._tree.n_blocks, before=query.turn_start
+                query.turn_text,
+                query.recent_text,
+                self._tree.n_blocks,
+                limit,
+                before=query.turn_start,
             )
         return QueryScope(query, vector, self._tree.tail_gists(), hits)
 

@@ -224,7 +224,8 @@ class LexicalIndex:
             term: NAME_WEIGHT if names.intersection(term) else 1.0
             for term in query_terms(turn_text)
         }
-        budget = POSTINGS_PER_TURN if turn_text else POSTINGS_PER_BLOCK
+        is_turn = bool(turn_text) and not recent_text
+        budget = POSTINGS_PER_TURN if is_turn else POSTINGS_PER_BLOCK
         stop = n_blocks * BLOCK_SIZE if before is None else min(before, n_blocks * BLOCK_SIZE)
         n_rows = self._guarded(lambda db: self._count_rows_before(db, stop), 0)
         return self._rank(weights, limit, budget, n_rows=n_rows, is_smoothed=True)
