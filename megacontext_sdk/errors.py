@@ -16,8 +16,11 @@
     │   ├─ ReadOnlyError
     │   ├─ StorageFullError(OSError)
     │   ├─ FormatVersionError
-    │   └─ CorruptError
-    │       └─ CommittedDataLostError
+    │   ├─ CorruptError
+    │   │   ├─ CommittedDataLostError
+    │   │   └─ BundleError
+    │   ├─ DetailUnavailableError
+    │   └─ ForgetBlockedError
     ├─ ModelError                           look at the model
     │   └─ ModelMismatchError               another base or tokenizer than the memory was made with
     ├─ BudgetError                          pins, tail and reply cannot fit the budget
@@ -39,12 +42,15 @@ __all__ = [
     "AlignmentError",
     "BudgetError",
     "BudgetExceededError",
+    "BundleError",
     "CommittedDataLostError",
     "ConfigError",
     "ContiguityError",
     "CorruptError",
     "CoverageError",
+    "DetailUnavailableError",
     "DuplicateProviderError",
+    "ForgetBlockedError",
     "FormatVersionError",
     "InvariantError",
     "LodError",
@@ -193,6 +199,29 @@ class CommittedDataLostError(CorruptError):
     """Acknowledged commits are missing: the memory ends before `want_seq`."""
 
     want_seq: int
+
+
+class BundleError(CorruptError):
+    """A bundle breaks its format: `part` names the piece, `offset` where, `limit` what it exceeds.
+
+    Raised before anything of that piece is allocated or written.
+    """
+
+    part: str
+    limit: int | None
+
+
+class DetailUnavailableError(StorageError):
+    """The exact tokens of a span exist no more: `span`, and `why` (they were forgotten)."""
+
+    span: object
+    why: str
+
+
+class ForgetBlockedError(StorageError):
+    """Other memories still hold what should be forgotten: `holders` are their paths."""
+
+    holders: tuple[str, ...]
 
 
 class ModelError(MegaContextError):

@@ -25,6 +25,7 @@ __all__ = [
     "FocusReport",
     "Hit",
     "Reply",
+    "Result",
     "Stats",
     "TextDelta",
     "Usage",
@@ -42,7 +43,7 @@ def _plain(value: object) -> object:
     return value
 
 
-class _Result:
+class Result:
     """Gives attrs values a `to_dict` of plain JSON types."""
 
     __slots__ = ()
@@ -54,7 +55,7 @@ class _Result:
 
 
 @attrs.frozen(kw_only=True)
-class Appended(_Result):
+class Appended(Result):
     """Receipt of an append.
 
     Attributes:
@@ -73,7 +74,7 @@ class Appended(_Result):
 
 
 @attrs.frozen(kw_only=True)
-class Usage(_Result):
+class Usage(Result):
     """Tokens of one reply: prompt as appended, generated (the end token included), rows fed."""
 
     prompt_tokens: int
@@ -82,7 +83,7 @@ class Usage(_Result):
 
 
 @attrs.frozen(kw_only=True)
-class Citation(_Result):
+class Citation(Result):
     """A span the policy revealed in full for this query.
 
     Attributes:
@@ -99,7 +100,7 @@ class Citation(_Result):
 
 
 @attrs.frozen(kw_only=True)
-class EntryReport(_Result):
+class EntryReport(Result):
     """One entry of the working context: level, tokens, rows, score and why it is there."""
 
     lod: int
@@ -113,7 +114,7 @@ class EntryReport(_Result):
 
 
 @attrs.frozen(kw_only=True)
-class FocusReport(_Result):
+class FocusReport(Result):
     """What the model sees: the whole history as entries in order.
 
     Attributes:
@@ -138,7 +139,7 @@ class FocusReport(_Result):
 
 
 @attrs.frozen(kw_only=True)
-class FocusAction(_Result):
+class FocusAction(Result):
     """One applied change of focus: the epoch it led to, kind, node, score, rows, trigger."""
 
     epoch: int
@@ -151,7 +152,7 @@ class FocusAction(_Result):
 
 
 @attrs.frozen(kw_only=True)
-class Reply(_Result):
+class Reply(Result):
     """What `generate` returns.
 
     Attributes:
@@ -178,28 +179,28 @@ class Reply(_Result):
 
 
 @attrs.frozen
-class TextDelta(_Result):
+class TextDelta(Result):
     """Text that became final while streaming."""
 
     text: str
 
 
 @attrs.frozen
-class FocusChanged(_Result):
+class FocusChanged(Result):
     """The working context changed before or during a reply."""
 
     focus: FocusReport
 
 
 @attrs.frozen
-class Completed(_Result):
+class Completed(Result):
     """Last item of a stream: the whole reply."""
 
     reply: Reply
 
 
 @attrs.frozen(kw_only=True)
-class Hit(_Result):
+class Hit(Result):
     """One search result: a message or a piece of a long one; a larger score is better."""
 
     text: str
@@ -209,7 +210,7 @@ class Hit(_Result):
 
 
 @attrs.frozen(kw_only=True)
-class Stats(_Result):
+class Stats(Result):
     """Counts and sizes of a memory and its working context.
 
     Attributes:
@@ -250,7 +251,7 @@ class Stats(_Result):
 
 
 @attrs.frozen(kw_only=True)
-class Audit(_Result):
+class Audit(Result):
     """Distance of the served window from an exact recomputation of the same layout.
 
     Attributes:

@@ -6,7 +6,7 @@ backends are compared with. It keeps the whole contract except durability.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 import numpy as np
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         Batch,
         GistBatch,
         Header,
+        OpenMode,
     )
 
 __all__ = ["InMemoryStorage"]
@@ -119,7 +120,7 @@ class InMemoryStorage(Storage):
         self._state = _EMPTY
         self._gists: dict[tuple[int, int], _Level] = {}
 
-    def open(self, mode: Literal["create", "read", "write"], header: Header) -> None:
+    def open(self, mode: OpenMode, header: Header) -> None:
         """Start empty, or go on with what this object already holds."""
         if mode == "create":
             self._clear(header.block_bytes)
@@ -229,7 +230,7 @@ class InMemoryStorage(Storage):
 
     def _check_writable(self) -> None:
         self._check_open()
-        if self._mode == "read":
+        if self._mode in {"read", "salvage"}:
             raise ReadOnlyError(
                 "the in-memory store was opened for reading; open it for writing",
                 why="opened for reading",

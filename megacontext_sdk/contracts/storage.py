@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import attrs
 import numpy as np
+
+from megacontext_sdk.errors import InvariantError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +34,7 @@ __all__ = [
     "GistBatch",
     "GistRows",
     "Header",
+    "OpenMode",
     "Storage",
     "StoreState",
 ]
@@ -64,6 +67,9 @@ MESSAGE = np.dtype(
     ]
 )
 """One message row, 24 bytes; its body is a byte string beside it."""
+
+OpenMode: TypeAlias = Literal["create", "read", "write", "salvage"]
+"""How a store is opened; see `Storage.open`."""
 
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 NO_SETTING = 2**64 - 1
@@ -183,8 +189,16 @@ class Storage(ABC):
         self.options = options
 
     @abstractmethod
-    def open(self, mode: Literal["create", "read", "write"], header: Header) -> None:
-        """Open the store; "create" makes it, "read" changes no byte on disk."""
+    def open(self, mode: OpenMode, header: Header) -> None:
+        """Open the store.
+
+        Args:
+            mode: "create" makes it, "write" goes on with it, "read" changes no byte on disk.
+                "salvage" is "read" of a store that "read" refuses: it shows the longest prefix of
+                commits the store can still give, and raises only if there is none. What it shows
+                is checked by core; a store that cannot do better treats it as "read".
+            header: fixed when the memory was created.
+        """
 
     @abstractmethod
     def state(self) -> StoreState:
@@ -228,3 +242,26 @@ class Storage(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release everything; idempotent. Not a durability point."""
+
+    def clone(self, target: Path, upto_seq: int) -> None:
+        """Make a store at `target` that ends at a commit of this one and shares its bytes.
+
+        Only with `capabilities.cheap_fork`; the store is open and was flushed. Gist rows of nodes
+        that are complete at the cut come along. When it returns the clone is durable, closed, and
+        independent: nothing written to either is ever seen through the other.
+
+        Args:
+            target: folder of the new store; does not exist yet.
+            upto_seq: last commit of the clone.
+
+        Raises:
+            InvariantError: the store declares no `cheap_fork`.
+            LookupError: there is no such commit.
+        """
+        raise InvariantError(
+            f"{type(self).__name__} declares no cheap_fork, so {target} cannot share its bytes up "
+            f"to commit {upto_seq}",
+            code="capability",
+            detail="cheap_fork",
+            epoch=None,
+        )

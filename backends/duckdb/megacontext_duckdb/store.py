@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import attrs
 import numpy as np
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from megacontext_sdk.contracts.arrays import Bytes2D, Indices
-    from megacontext_sdk.contracts.storage import Batch, GistBatch, Header
+    from megacontext_sdk.contracts.storage import Batch, GistBatch, Header, OpenMode
 
 __all__ = ["DuckDBStorage"]
 
@@ -82,7 +82,7 @@ class DuckDBStorage(Storage):
 
     # --- opening -----------------------------------------------------------------------------
 
-    def open(self, mode: Literal["create", "read", "write"], header: Header) -> None:
+    def open(self, mode: OpenMode, header: Header) -> None:
         """Open the file.
 
         Raises:
@@ -95,7 +95,7 @@ class DuckDBStorage(Storage):
             self.path.mkdir(mode=0o700)
         else:
             self._check_files()
-        self._engine.connect(read_only=mode == "read")
+        self._engine.connect(read_only=mode in {"read", "salvage"})
         try:
             if mode == "create":
                 self._create()
@@ -273,7 +273,7 @@ class DuckDBStorage(Storage):
 
     def _check_writable(self) -> StoreState:
         _ = self._engine.connection
-        if self._mode == "read" or self._state is None:
+        if self._mode in {"read", "salvage"} or self._state is None:
             raise ReadOnlyError(
                 f"{self.path} was opened for reading; open it for writing",
                 why="opened for reading",
