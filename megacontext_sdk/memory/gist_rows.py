@@ -1,7 +1,8 @@
 """How a gist becomes a stored row and back, and the bounded cache of decoded rows in memory.
 
-A row is S*d little-endian numbers of the gist type, then A float32 numbers of `aux`. Backends see
-bytes only, so content is equal on all of them. Nothing here knows what a gist means.
+A row is S*d little-endian numbers of the gist type, for "i1" a float32 scale that they all share,
+then A float32 numbers of `aux`. Backends see bytes only, so content is equal on all of them.
+Nothing here knows what a gist means.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["GIST_DTYPES", "GistCache", "RowCodec"]
 
-GIST_DTYPES = ("f2", "f4")
+GIST_DTYPES = ("i1", "f2", "f4")
 _MAX_ROW_BYTES = 64 * 2**10
+_SCALED = "i1"
+_SCALE_BYTES = 4
+_LARGEST = 127  # -128 stays unused, so that a row and its negative lose the same
 
 
 @attrs.frozen
@@ -31,7 +35,7 @@ class RowCodec:
         slots: S.
         width: d.
         aux: A.
-        dtype: "f2" or "f4".
+        dtype: "i1", "f2" or "f4".
 
     Raises:
         ConfigError: an unknown type, or a row above 64 KiB.
@@ -60,17 +64,27 @@ class RowCodec:
 
     @property
     def _vector_bytes(self) -> int:
-        return self.slots * self.width * np.dtype(self.dtype).itemsize
+        """Bytes of the numbers, with their scale."""
+        numbers = self.slots * self.width * np.dtype(self.dtype).itemsize
+        return numbers + (_SCALE_BYTES if self.dtype == _SCALED else 0)
 
     def encode(self, gists: Gists) -> Bytes2D:
-        """Return uint8[n, row_bytes]. A number too large for the type becomes infinite."""
-        n = len(gists.rows)
+        """Return uint8[n, row_bytes].
+
+        A number too large for the type becomes infinite. With "i1" each number is off by at most
+        half the row's scale, which is its largest number over 127; a row that is not finite has no
+        scale, and none of its numbers comes back finite.
+        """
+        n, cut = len(gists.rows), self._vector_bytes
         raw = np.empty((n, self.row_bytes), np.uint8)
-        with np.errstate(over="ignore"):
-            vectors = gists.rows.reshape(n, self.slots * self.width).astype(f"<{self.dtype}")
-        raw[:, : self._vector_bytes] = vectors.view(np.uint8)
+        numbers = gists.rows.reshape(n, self.slots * self.width)
+        if self.dtype == _SCALED:
+            raw[:, :cut] = _scaled(numbers)
+        else:
+            with np.errstate(over="ignore"):
+                raw[:, :cut] = numbers.astype(f"<{self.dtype}").view(np.uint8)
         if self.aux:
-            raw[:, self._vector_bytes :] = np.ascontiguousarray(gists.aux, "<f4").view(np.uint8)
+            raw[:, cut:] = np.ascontiguousarray(gists.aux, "<f4").view(np.uint8)
         return raw
 
     def decode(self, raw: Bytes2D) -> Gists:
@@ -83,7 +97,11 @@ class RowCodec:
             message = f"a gist row has {raw.shape[1:]} bytes instead of {self.row_bytes}"
             raise CorruptError(message, where="gist rows", offset=None, have_seq=None)
         cut = self._vector_bytes
-        vectors = np.ascontiguousarray(raw[:, :cut]).view(f"<{self.dtype}").astype(np.float32)
+        stored = np.ascontiguousarray(raw[:, :cut])
+        if self.dtype == _SCALED:
+            vectors = _unscaled(stored)
+        else:
+            vectors = stored.view(f"<{self.dtype}").astype(np.float32)
         aux = np.ascontiguousarray(raw[:, cut:]).view("<f4").astype(np.float32)
         shape = (len(raw), self.slots, self.width)
         return Gists(rows=vectors.reshape(shape), aux=aux.reshape(len(raw), self.aux))
@@ -92,6 +110,29 @@ class RowCodec:
     def is_finite(gists: Gists) -> bool:
         """Tell whether every number of the gists is finite."""
         return bool(np.isfinite(gists.rows).all() and np.isfinite(gists.aux).all())
+
+
+def _scaled(numbers: Floats) -> Bytes2D:
+    """Return float32[n, m] as rows of m int8 numbers and their float32 scale."""
+    n, m = numbers.shape
+    raw = np.empty((n, m + _SCALE_BYTES), np.uint8)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        scale = (np.abs(numbers).max(axis=1, initial=0.0) / np.float32(_LARGEST)).astype("<f4")
+        steps = np.rint(numbers / np.where(scale > 0, scale, np.float32(1))[:, None])
+    # A row that is not finite keeps that in its scale; a step has to be some number.
+    steps = np.clip(np.nan_to_num(steps, nan=0.0), -_LARGEST, _LARGEST)
+    raw[:, :m] = steps.astype(np.int8).view(np.uint8)
+    raw[:, m:] = scale[:, None].view(np.uint8)
+    return raw
+
+
+def _unscaled(raw: Bytes2D) -> Floats:
+    """Return float32[n, m] of rows that `_scaled` made."""
+    steps = raw[:, :-_SCALE_BYTES].view(np.int8).astype(np.float32)
+    scale = np.ascontiguousarray(raw[:, -_SCALE_BYTES:]).view("<f4").astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        numbers: Floats = steps * np.where(np.isfinite(scale), scale, np.float32(np.nan))
+    return numbers
 
 
 class GistCache:

@@ -79,7 +79,7 @@ class MegaContextTree:
         journal: the truth of the memory.
         encoder: makes the gists.
         services: what the encoder may ask; also gives embedding rows.
-        gist_dtype: "f2" or "f4", how gists are stored.
+        gist_dtype: "i1", "f2" or "f4", how gists are stored.
         gist_cache_rows: decoded gists kept in memory.
         access_path: file of the access counts, or None to count in this process only.
         precision: counts exact things in blocks; without one every block counts zero.
