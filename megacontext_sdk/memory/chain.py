@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FLAG_CONTINUES",
+    "FLAG_FORGOTTEN",
     "MAX_COMMIT_BYTES",
     "NO_KEY",
     "NO_SETTINGS",
@@ -60,6 +61,8 @@ ROLE_SETTING = ROLES.index("setting")
 
 FLAG_CONTINUES = 1
 """Bit of `MESSAGE.flags`: this row continues the message before it."""
+FLAG_FORGOTTEN = 2
+"""Bit of `MESSAGE.flags`: content was forgotten, so the body is empty and some ids read as -1."""
 
 MAX_COMMIT_BYTES = 16 * 2**20
 """Payload of one commit: ids as four bytes each, message rows, bodies."""
