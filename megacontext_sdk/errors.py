@@ -38,6 +38,8 @@ attributes too, and every error survives pickling.
 
 from __future__ import annotations
 
+import reprlib
+
 __all__ = [
     "AlignmentError",
     "BudgetError",
@@ -69,6 +71,22 @@ __all__ = [
     "StorageFullError",
     "UnknownProviderError",
 ]
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
+
+
+def shown(value: object) -> str:
+    """Return a bad value for an error message: short, and whatever the value does.
+
+    A caller may pass anything: text of a megabyte, lists in lists in lists, integers too long to
+    print, objects whose `repr` raises. The refusal must be a typed error all the same.
+    """
+    try:
+        return _REPR.repr(value)[:120]
+    except Exception:  # noqa: BLE001 - any code of the value may run in its repr
+        return f"<{type(value).__name__}>"
 
 
 def _rebuild(

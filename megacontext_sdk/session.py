@@ -11,9 +11,15 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
+from megacontext_sdk.arguments import (
+    check_bounds,
+    check_count,
+    check_flags,
+    check_messages,
+    check_sampling,
+)
 from megacontext_sdk.assembly import assemble
-from megacontext_sdk.contracts.model import SamplingOptions
-from megacontext_sdk.errors import ConfigError, ReadOnlyError, SessionClosedError
+from megacontext_sdk.errors import ConfigError, ReadOnlyError, SessionClosedError, shown
 from megacontext_sdk.focus_handle import FocusHandle
 from megacontext_sdk.generation import Generation
 from megacontext_sdk.memory.lod import Span
@@ -265,17 +271,15 @@ class MemorySession:
         Yields `FocusChanged` when the layout changed, `TextDelta` as text becomes final, and
         `Completed` last. Closing the iterator early keeps what was generated.
         """
+        check_flags(remember=remember)
         request = GenerateRequest(
             where=self._where(),
-            max_new_tokens=_count("max_new_tokens", max_new_tokens),
-            sampling=_sampling(temperature, top_p, top_k, seed),
+            max_new_tokens=check_count("max_new_tokens", max_new_tokens),
+            sampling=check_sampling(temperature, top_p, top_k, seed),
             remember=remember,
         )
         stops = check_stop(stop)
-        if prompt is not None and messages is not None:
-            message = "give either prompt or messages, not both"
-            raise ConfigError(message, field="messages", value="both")
-        content = prompt if messages is None else list(messages)
+        content = check_messages(prompt, messages)
         with self._writing():
             self._stream_open = self._stream(Generation(self._parts, content, request, stops))
             return self._stream_open
@@ -298,9 +302,7 @@ class MemorySession:
         if not isinstance(query, str):
             message = f"query must be text, got {type(query).__name__}"
             raise ConfigError(message, field="query", value=type(query).__name__)
-        if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= _MAX_HITS:
-            message = f"k={k!r} must be from 1 to {_MAX_HITS}"
-            raise ConfigError(message, field="k", value=k)
+        check_count("k", k, most=_MAX_HITS)
         with self._reading():
             self._parts.scribe.repair_index()
             hits = self._parts.lexical.search(query, k)
@@ -328,15 +330,21 @@ class MemorySession:
         """Return the text of tokens `start:stop`."""
         if not isinstance(key, slice) or key.step not in {None, 1}:
             message = "index a session with a slice of token indices, session[start:stop]"
-            raise ConfigError(message, field="span", value=repr(key))
+            raise ConfigError(message, field="span", value=shown(key))
+        bounds = check_bounds(key.start, key.stop, "span")
         with self._reading():
-            start, stop, _ = key.indices(self._parts.tree.n_tokens)
+            start, stop, _ = bounds.indices(self._parts.tree.n_tokens)
             return self._text(Span(start, max(start, stop)))
 
     def messages(self, start: int | None = None, stop: int | None = None) -> list[Message]:
-        """Return messages by number, `start` to `stop`; negative numbers count from the end."""
+        """Return messages by number, `start` to `stop`; negative numbers count from the end.
+
+        Raises:
+            ConfigError: bounds that are no whole numbers.
+        """
+        bounds = check_bounds(start, stop, "messages")
         with self._reading():
-            first, last, _ = slice(start, stop).indices(self._parts.journal.n_messages)
+            first, last, _ = bounds.indices(self._parts.journal.n_messages)
             return load_messages(self._parts.journal, first, max(first, last), self._text)
 
     def stats(self) -> Stats:
@@ -351,7 +359,7 @@ class MemorySession:
             n_rows: newest rows whose next-token distributions are compared.
         """
         with self._reading():
-            return audit_window(self._parts.state, _count("n_rows", n_rows))
+            return audit_window(self._parts.state, check_count("n_rows", n_rows))
 
     def _text(self, span: Span) -> str:
         ids = self._parts.tree.token_ids(span)
@@ -434,26 +442,3 @@ class MemorySession:
         stream, self._stream_open = self._stream_open, None
         if stream is not None:
             stream.close()
-
-
-def _sampling(temperature: float, top_p: float, top_k: int, seed: int | None) -> SamplingOptions:
-    for name, value, low, high in (
-        ("temperature", temperature, 0.0, 100.0),
-        ("top_p", top_p, 0.0, 1.0),
-        ("top_k", top_k, 0, 2**31),
-        ("seed", 0 if seed is None else seed, 0, 2**63 - 1),
-    ):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not low <= value <= high or (name == "top_p" and not value):
-            message = f"{name}={value!r:.80} must be a number from {low} to {high}"
-            raise ConfigError(message, field=name, value=value)
-    return SamplingOptions(
-        temperature=float(temperature), top_p=float(top_p), top_k=int(top_k), seed=seed
-    )
-
-
-def _count(name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        message = f"{name}={value!r:.80} must be a whole number of at least 1"
-        raise ConfigError(message, field=name, value=value)
-    return value

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from megacontext_sdk.errors import ConfigError
+from megacontext_sdk.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,7 +120,7 @@ def _field(
 
 def _error(field: attrs.Attribute[Any], value: object) -> ConfigError:
     return ConfigError(
-        f"{field.name} is {value!r}; it must be {field.metadata['wanted']}",
+        f"{field.name} is {shown(value)}; it must be {field.metadata['wanted']}",
         field=field.name,
         value=value,
     )

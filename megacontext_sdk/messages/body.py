@@ -92,7 +92,7 @@ def check_metadata(metadata: object) -> dict[str, object]:
         _refuse("metadata", f"must be a dict, got {type(metadata).__name__}")
     _check_value(metadata, "metadata", 1)
     try:
-        raw = msgspec.msgpack.encode(metadata)
+        raw = msgspec.msgpack.encode(metadata, enc_hook=_plain)
     except UnicodeEncodeError:
         _refuse("metadata", "holds half a surrogate pair, which is no text")
     if len(raw) > MAX_METADATA_BYTES:
@@ -109,6 +109,13 @@ def check_metadata(metadata: object) -> dict[str, object]:
         )
     copy: dict[str, object] = msgspec.msgpack.decode(raw)
     return copy
+
+
+def _plain(value: object) -> object:
+    """Return a subclass of text or a number as what it is; `_check_value` let nothing else in."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    return int.__int__(value) if isinstance(value, int) else float.__float__(value)  # type: ignore[arg-type]
 
 
 def _check_value(value: object, field: str, depth: int) -> None:

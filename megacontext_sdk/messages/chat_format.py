@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import attrs
 import numpy as np
 
-from megacontext_sdk.errors import ConfigError, ModelError
+from megacontext_sdk.errors import ConfigError, ModelError, shown
 from megacontext_sdk.messages.roles import ROLES
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def _split_start(text: str) -> tuple[str, str]:
 def _known(role: str) -> str:
     if role in ROLES:
         return role
-    message = f"unknown role {role!r:.80}; use one of {', '.join(ROLES)}"
+    message = f"unknown role {shown(role)}; use one of {', '.join(ROLES)}"
     raise ConfigError(message, field="role", value=role)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import attrs
 import numpy as np
 
-from megacontext_sdk.errors import ConfigError, QuotaError
+from megacontext_sdk.errors import ConfigError, QuotaError, shown
 from megacontext_sdk.messages.body import MAX_BODY_BYTES, MessageBody, check_metadata
 from megacontext_sdk.messages.roles import ROLES, Trust, parse_trust
 
@@ -147,7 +147,7 @@ def _from_mapping(item: object, given: dict[str, object], index: int | None = No
     fields: dict[str, object] = dict(item)  # type: ignore[call-overload]
     for key in fields:
         if key not in _KEYS:
-            message = f"a message has the key {key!r:.80}; it may have {', '.join(_KEYS)}"
+            message = f"a message has the key {shown(key)}; it may have {', '.join(_KEYS)}"
             raise ConfigError(message, field="content", value=key, index=index)
     if "content" not in fields:
         _refuse("a message has no 'content'; add its text", value=None, index=index)
@@ -173,7 +173,7 @@ def _draft(fields: dict[str, object], index: int | None = None) -> MessageDraft:
 def _role(role: object, index: int | None) -> str:
     if isinstance(role, str) and role in ROLES:
         return role
-    message = f"unknown role {role!r:.80}; use one of {', '.join(ROLES)}"
+    message = f"unknown role {shown(role)}; use one of {', '.join(ROLES)}"
     raise ConfigError(message, field="role", value=role, index=index)
 
 
@@ -184,7 +184,7 @@ def _name(name: object, field: str) -> str | None:
         message = f"{field} must be text of at most {_MAX_NAME} characters"
         raise ConfigError(message, field=field, value=type(name).__name__)
     _utf8_length(name, field, None)
-    return name
+    return str.__str__(name)  # plain text, whatever subclass of it was given
 
 
 def _text(content: object, index: int | None) -> str:
@@ -210,7 +210,7 @@ def _text(content: object, index: int | None) -> str:
         raise QuotaError(
             message, field="content", value=n_bytes, quota="body_bytes", limit=MAX_BODY_BYTES
         )
-    return content
+    return str.__str__(content)
 
 
 def _part_text(part: object, index: int | None) -> str:
@@ -219,7 +219,7 @@ def _part_text(part: object, index: int | None) -> str:
     if kind == "text" and isinstance(fields.get("text"), str):
         return str(fields["text"])
     return _refuse(
-        f"content part of type {kind!r:.80} is not text; describe it in words as "
+        f"content part of type {shown(kind)} is not text; describe it in words as "
         "{'type': 'text', 'text': ...}",
         value=kind,
         index=index,

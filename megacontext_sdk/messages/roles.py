@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from megacontext_sdk.errors import ConfigError
+from megacontext_sdk.errors import ConfigError, shown
 
-__all__ = ["CONTINUES", "ROLES", "ROLE_CODES", "SETTING", "Trust", "default_trust", "parse_trust"]
+__all__ = [
+    "CONTINUES",
+    "FORGOTTEN",
+    "ROLES",
+    "ROLE_CODES",
+    "SETTING",
+    "Trust",
+    "default_trust",
+    "parse_trust",
+]
 
 ROLES = ("user", "assistant", "system", "tool")
 """Roles a message may have; the index is the code in its stored row."""
@@ -19,6 +28,9 @@ ROLE_CODES = {role: code for code, role in enumerate((*ROLES, "setting"))}
 
 CONTINUES = 1
 """Flag of a stored row that continues the message before it (replies are stored by the block)."""
+
+FORGOTTEN = 2
+"""Flag of a stored row whose tokens were forgotten, all or some; its body is empty."""
 
 
 class Trust(IntEnum):
@@ -62,5 +74,5 @@ def parse_trust(trust: object, role: str) -> Trust:
     if isinstance(trust, int) and not isinstance(trust, bool) and 0 <= trust <= Trust.SYSTEM:
         return Trust(trust)
     names = ", ".join(level.name.lower() for level in Trust)
-    message = f"unknown trust {trust!r:.80}; use 0 to 4 or one of {names}"
+    message = f"unknown trust {shown(trust)}; use 0 to 4 or one of {names}"
     raise ConfigError(message, field="trust", value=trust)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from megacontext_sdk.errors import ConfigError
+from megacontext_sdk.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,11 +31,15 @@ def check_stop(stop: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         ConfigError: an entry that is no text, is empty or is longer than 32 characters.
     """
+    if not isinstance(stop, str | list | tuple):
+        message = f"stop is a {type(stop).__name__}; give a text or a list of texts"
+        raise ConfigError(message, field="stop", value=type(stop).__name__)
     strings = (stop,) if isinstance(stop, str) else tuple(stop)
     for text in strings:
         if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_CHARACTERS:
             message = (
-                f"stop={text!r} is not usable: give texts of 1 to {MAX_STOP_CHARACTERS} characters"
+                f"stop={shown(text)} is not usable: give texts of 1 to {MAX_STOP_CHARACTERS} "
+                "characters"
             )
             raise ConfigError(message, field="stop", value=text)
     return strings

@@ -121,7 +121,7 @@ class Scribe:
         ids = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
         known = None if key is None else self._journal.find_key(key)
         if known is not None:
-            return self._repeated(known, ids, idempotency_key)
+            return self._repeated(known, ids)
         now = self.clock()
         records = [
             MessageRecord(
@@ -161,15 +161,15 @@ class Scribe:
             parts.append(ids.astype(np.int32, copy=False))
         return parts
 
-    def _repeated(self, known: CommitReceipt, ids: Ids, key: str | None) -> Written:
+    def _repeated(self, known: CommitReceipt, ids: Ids) -> Written:
         stored = self._tree.token_ids(known.span)
         # The first message of a history carries its opening; a retry comes without it.
         if not np.array_equal(stored[len(stored) - len(ids) :], ids):
             message = (
-                f"idempotency_key={key!r:.80} was used before with other content; "
-                "use a new key for new content"
+                "this idempotency_key was used before with other content; use a new key for new "
+                "content"
             )
-            raise ConfigError(message, field="idempotency_key", value=key)
+            raise ConfigError(message, field="idempotency_key", value="used before")
         return Written(
             span=known.span,
             first_message=known.first_message,
