@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LexicalIndex", "LexicalRow"]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the tables below; another one found on disk is discarded and built again."""
 
 PROBE = 32
@@ -75,10 +75,10 @@ _DAMAGE = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLIT
 
 _SCHEMA = (
     """CREATE VIRTUAL TABLE terms USING fts5(
-        text, content='', detail='none', tokenize='porter unicode61 remove_diacritics 2')""",
+        text, content='', detail='none', columnsize=0,
+        tokenize='porter unicode61 remove_diacritics 2')""",
     """CREATE TABLE spans (
-        id INTEGER PRIMARY KEY, message INTEGER NOT NULL,
-        start INTEGER NOT NULL, "end" INTEGER NOT NULL)""",
+        id INTEGER PRIMARY KEY, start INTEGER NOT NULL, n_tokens INTEGER NOT NULL)""",
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID",
 )
 
@@ -241,6 +241,10 @@ class LexicalIndex:
         with self._lock:
             if self._db is not None:
                 with contextlib.suppress(sqlite3.Error):
+                    # Merging postings leaves a third of the pages empty. It takes a step per page,
+                    # and `execute` makes only one.
+                    self._db.executescript("PRAGMA incremental_vacuum")
+                with contextlib.suppress(sqlite3.Error):
                     self._db.close()
             self._db = None
 
@@ -253,6 +257,9 @@ class LexicalIndex:
             self._recover(error)
 
     def _connect(self) -> None:
+        if self._path is not None:
+            with contextlib.suppress(OSError):  # it exists, or SQLite says what is wrong
+                self._path.touch(mode=0o600, exist_ok=False)
         self._db = sqlite3.connect(
             ":memory:" if self._path is None else self._path,
             isolation_level=None,
@@ -261,7 +268,12 @@ class LexicalIndex:
         )
         # A view that can be built again needs no fsync; the rollback journal still makes a
         # transaction whole when the process is killed in the middle of it.
-        for pragma in ("synchronous=OFF", "journal_mode=TRUNCATE", "secure_delete=ON"):
+        for pragma in (
+            "auto_vacuum=INCREMENTAL",
+            "synchronous=OFF",
+            "journal_mode=TRUNCATE",
+            "secure_delete=ON",
+        ):
             self._db.execute(f"PRAGMA {pragma}")
         found = self._read_meta(self._db)
         if found is None:
@@ -289,7 +301,9 @@ class LexicalIndex:
 
     @staticmethod
     def _read_extent(db: sqlite3.Connection) -> tuple[int, int]:
-        last = db.execute('SELECT id, "end" FROM spans ORDER BY id DESC LIMIT 1').fetchone()
+        last = db.execute(
+            "SELECT id, start + n_tokens FROM spans ORDER BY id DESC LIMIT 1"
+        ).fetchone()
         db.execute("SELECT rowid FROM terms WHERE terms MATCH '\"a\"' LIMIT 1").fetchone()
         return (0, 0) if last is None else (int(last[0]), int(last[1]))
 
@@ -344,8 +358,8 @@ class LexicalIndex:
         db.execute("BEGIN IMMEDIATE")
         try:
             db.executemany(
-                "INSERT INTO spans VALUES (?, ?, ?, ?)",
-                ((i, row.message, row.start, row.end) for i, row in enumerate(rows, first)),
+                "INSERT INTO spans VALUES (?, ?, ?)",
+                ((i, row.start, row.end - row.start) for i, row in enumerate(rows, first)),
             )
             db.executemany(
                 "INSERT INTO terms(rowid, text) VALUES (?, ?)",
@@ -376,10 +390,10 @@ class LexicalIndex:
     def _read_spans(self, db: sqlite3.Connection, rows: Indices) -> dict[int, tuple[int, int]]:
         marks = ",".join("?" * len(rows))
         found = db.execute(
-            f'SELECT id, start, "end" FROM spans WHERE id IN ({marks})',  # noqa: S608 - only marks
+            f"SELECT id, start, n_tokens FROM spans WHERE id IN ({marks})",  # noqa: S608 - only marks
             rows.tolist(),
         )
-        return {row: (start, end) for row, start, end in found}
+        return {row: (start, start + n_tokens) for row, start, n_tokens in found}
 
     # -- ranking ------------------------------------------------------------------------------
 

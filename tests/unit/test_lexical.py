@@ -307,6 +307,38 @@ def test_an_index_survives_closing(tmp_path):
     assert [1] == found(again.search("beta", 5))
 
 
+def test_a_closed_index_has_no_empty_pages_and_is_for_its_owner_alone(tmp_path):
+    path = tmp_path / "lexical.sqlite"
+    index = opened(path)
+    texts = [" ".join(f"word{i * j % 30_000}" for j in range(1, 40)) for i in range(3000)]
+    for at in range(0, len(texts), 64):
+        index.add(rows_of(texts[at : at + 64], at))
+    before = index.n_bytes
+    index.close()
+    with sqlite3.connect(path) as db:
+        assert (0,) == db.execute("PRAGMA freelist_count").fetchone()
+    db.close()
+    assert before > 1.2 * path.stat().st_size
+    assert 0o600 == path.stat().st_mode & 0o777
+    again = opened(path)
+    assert [2999] == found(again.search("word2999", 1))
+    assert 3000 == again.n_rows
+
+
+def test_an_index_of_the_tables_before_is_built_again(tmp_path):
+    path = tmp_path / "lexical.sqlite"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE VIRTUAL TABLE terms USING fts5(text, content='', detail='none')")
+        db.execute('CREATE TABLE spans (id INTEGER PRIMARY KEY, message, start, "end")')
+        db.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID")
+        db.execute("INSERT INTO meta VALUES ('format', 1), ('identity', x'')")
+    db.close()
+    index = opened(path)
+    assert (True, 0) == (index.was_reset, index.n_rows)
+    index.add(rows_of(["alpha"]))
+    assert [0] == found(index.search("alpha", 5))
+
+
 def damage_garbage(path):
     path.write_bytes(b"this is no database at all" * 100)
 
