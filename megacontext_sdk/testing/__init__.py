@@ -35,7 +35,8 @@ _KITS = {
 }
 
 # Asserts in the kits then show both sides, as asserts in a test module do.
-pytest.register_assert_rewrite(*(f"{__name__}.{room}" for room in _KITS.values()))
+_ROOMS = {*_KITS.values(), "storage_base", "storage_sharing"}
+pytest.register_assert_rewrite(*(f"{__name__}.{room}" for room in sorted(_ROOMS)))
 
 
 def __getattr__(name: str) -> object:

@@ -1,122 +1,33 @@
 """Conformance of a `Storage`: the contract, case by case, against the oracle of plain Python lists.
 
 Subclass `StorageConformance` and give it a `make`; the in-tree backends use exactly this class. It
-does not test what one backend adds (SQL, files, locks), nor crashes.
+does not test what one backend adds (SQL, files, locks), nor crashes: see `testing.crashes`.
 """
 # ruff: noqa: SIM300 - asserts read expected == actual
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
 import pytest
 
-from megacontext_sdk.contracts.storage import (
-    COMMIT,
-    MESSAGE,
-    NO_SETTING,
-    Batch,
-    GistBatch,
-    Header,
-)
+from megacontext_sdk.contracts.storage import COMMIT, MESSAGE, NO_SETTING
 from megacontext_sdk.errors import InvariantError, ReadOnlyError, SessionClosedError
+from megacontext_sdk.testing.oracle import BLOCK_BYTES, Oracle, numbers
+from megacontext_sdk.testing.storage_base import StorageBase
+from megacontext_sdk.testing.storage_sharing import StorageSharing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
-    from megacontext_sdk.contracts.storage import (
-        Storage,
-    )
+    from megacontext_sdk.contracts.storage import Storage
 
 __all__ = ["Oracle", "StorageConformance"]
 
-_BLOCK_BYTES = 64
-_HEADER = Header(block_bytes=_BLOCK_BYTES)
 
-
-def _numbers(*values: int) -> NDArray[np.int64]:
-    return np.array(values, dtype=np.int64)
-
-
-@attrs.define
-class Oracle:
-    """What a store should hold, and a maker of batches that extend it.
-
-    Attributes:
-        seed: of the random content.
-    """
-
-    seed: int = 0
-    commits: list[NDArray[np.void]] = attrs.field(factory=list)
-    blocks: list[bytes] = attrs.field(factory=list)
-    messages: list[NDArray[np.void]] = attrs.field(factory=list)
-    bodies: list[bytes] = attrs.field(factory=list)
-    tail: bytes = b""
-    n_tokens: int = 0
-
-    def batch(self, n_tokens: int, *, n_commits: int = 1, n_messages: int = 1) -> Batch:
-        """Return the next batch of `n_commits` commits of `n_tokens` each, and remember it."""
-        rng = np.random.default_rng((self.seed, len(self.commits)))
-        first_block, first_message = len(self.blocks), len(self.messages)
-        rows = [self._commit(n_tokens, n_messages, rng) for _ in range(n_commits)]
-        ids = self.tail + rng.bytes(2 * n_tokens * n_commits)
-        full = len(ids) // _BLOCK_BYTES * _BLOCK_BYTES
-        self.blocks += [ids[at : at + _BLOCK_BYTES] for at in range(0, full, _BLOCK_BYTES)]
-        self.tail = ids[full:]
-        blocks = b"".join(self.blocks[first_block:])
-        return Batch(
-            commits=np.array(rows, dtype=COMMIT),
-            blocks=np.frombuffer(blocks, np.uint8).reshape(-1, _BLOCK_BYTES),
-            tail=self.tail,
-            messages=np.array(self.messages[first_message:], dtype=MESSAGE),
-            bodies=tuple(self.bodies[first_message:]),
-        )
-
-    def _commit(self, n_tokens: int, n_messages: int, rng: np.random.Generator) -> NDArray[np.void]:
-        row = np.zeros((), COMMIT)
-        row["seq"] = len(self.commits) + 1
-        row["ts_us"] = 1_700_000_000_000_000 + len(self.commits)
-        row["start"] = self.n_tokens
-        row["first_message"] = len(self.messages)
-        row["setting"] = NO_SETTING
-        row["n_tokens"] = n_tokens
-        row["n_messages"] = n_messages
-        row["op"] = 1
-        row["key"] = np.void(rng.bytes(16))
-        row["chain"] = np.void(rng.bytes(16))
-        self.commits.append(row)
-        for at in range(n_messages):
-            message = np.zeros((), MESSAGE)
-            message["start"] = self.n_tokens
-            message["ts_us"] = -at
-            message["n_tokens"] = n_tokens if at == n_messages - 1 else 0
-            message["role"], message["trust"], message["flags"] = at % 5, at % 5, at
-            self.messages.append(message)
-            self.bodies.append(rng.bytes(int(rng.integers(0, 200))))
-        self.n_tokens += n_tokens
-        return row
-
-    def gists(
-        self, first: int, stop: int, *, lod: int = 1, version: int = 0, row_bytes: int = 20
-    ) -> GistBatch:
-        """Return rows of nodes `[first, stop)`, a pure function of the arguments."""
-        nodes = np.arange(first, stop, dtype=np.uint64)
-        mixed = nodes[:, None] * 131 + np.arange(row_bytes, dtype=np.uint64) + lod * 7 + version
-        return GistBatch(
-            version=version,
-            lod=lod,
-            nodes=nodes,
-            trust=(nodes % 5).astype(np.uint8),
-            rows=(mixed % 251).astype(np.uint8),
-        )
-
-
-class StorageConformance:
+class StorageConformance(StorageSharing, StorageBase):
     """The contract of `Storage` as tests.
 
     Set `make` to a function of an empty folder that returns a new, unopened store. A store whose
@@ -126,41 +37,6 @@ class StorageConformance:
         >>> class TestAcme(StorageConformance):
         ...     make = staticmethod(lambda folder: AcmeStorage(folder / "data-000001"))
     """
-
-    make: Callable[[Path], Storage]
-
-    # --- what the tests stand on -------------------------------------------------------------
-
-    @pytest.fixture
-    def oracle(self) -> Oracle:
-        """Return an oracle of an empty store."""
-        return Oracle()
-
-    @pytest.fixture
-    def store(self, tmp_path: Path) -> Iterator[Storage]:
-        """Return a created, empty store."""
-        store = type(self).make(tmp_path)
-        store.open("create", _HEADER)
-        yield store
-        store.close()
-
-    @pytest.fixture
-    def filled(self, store: Storage, oracle: Oracle) -> Storage:
-        """Return a store with 12 commits of 45 tokens in three batches."""
-        for n_commits in (1, 4, 7):
-            store.commit(oracle.batch(45, n_commits=n_commits, n_messages=3))
-        return store
-
-    def reopen(
-        self, store: Storage, folder: Path, mode: Literal["read", "write"] = "write"
-    ) -> Storage:
-        """Close a store and open its data again with a new object."""
-        if not store.capabilities.durability:
-            pytest.skip("declares no durability: its data dies with the object")
-        store.close()
-        again = type(self).make(folder)
-        again.open(mode, _HEADER)
-        return again
 
     # --- state -------------------------------------------------------------------------------
 
@@ -201,16 +77,6 @@ class StorageConformance:
         filled.put_gists(oracle.gists(0, 5, version=3))
         assert ((0, 1, 16), (0, 2, 2), (3, 1, 5)) == filled.state().gist_rows
 
-    def check_state(self, store: Storage, oracle: Oracle) -> None:
-        """Compare the state with the oracle's."""
-        state = store.state()
-        assert len(oracle.commits) == state.seq
-        assert oracle.commits[-1]["chain"].tobytes() == state.chain
-        assert oracle.n_tokens == state.n_tokens
-        assert len(oracle.blocks) == state.n_blocks
-        assert len(oracle.messages) == state.n_messages
-        assert oracle.tail == state.tail
-
     # --- reading -----------------------------------------------------------------------------
 
     def test_commits_come_back_byte_for_byte(self, filled: Storage, oracle: Oracle) -> None:
@@ -230,39 +96,39 @@ class StorageConformance:
             assert b"".join(row.tobytes() for row in oracle.messages[start:stop]) == rows.tobytes()
 
     @pytest.mark.parametrize(
-        "numbers", [[], [0], [15, 0, 3], [3, 3, 3], [*range(16)], [9, 2, 9, 14, 2, 0]]
+        "wanted", [[], [0], [15, 0, 3], [3, 3, 3], [*range(16)], [9, 2, 9, 14, 2, 0]]
     )
     def test_blocks_keep_order_and_repeats(
-        self, filled: Storage, oracle: Oracle, numbers: list[int]
+        self, filled: Storage, oracle: Oracle, wanted: list[int]
     ) -> None:
         """Blocks come in the order asked, repeats included."""
-        rows = filled.read_blocks(_numbers(*numbers))
-        assert (len(numbers), _BLOCK_BYTES) == rows.shape
+        rows = filled.read_blocks(numbers(*wanted))
+        assert (len(wanted), BLOCK_BYTES) == rows.shape
         assert np.uint8 == rows.dtype
-        assert b"".join(oracle.blocks[number] for number in numbers) == rows.tobytes()
+        assert b"".join(oracle.blocks[number] for number in wanted) == rows.tobytes()
 
-    @pytest.mark.parametrize("numbers", [[], [35], [4, 0, 4, 30], [*range(36)]])
+    @pytest.mark.parametrize("wanted", [[], [35], [4, 0, 4, 30], [*range(36)]])
     def test_bodies_keep_order_and_repeats(
-        self, filled: Storage, oracle: Oracle, numbers: list[int]
+        self, filled: Storage, oracle: Oracle, wanted: list[int]
     ) -> None:
         """Bodies come in the order asked, repeats and empty ones included."""
-        bodies = filled.read_bodies(_numbers(*numbers))
-        assert [oracle.bodies[number] for number in numbers] == bodies
+        bodies = filled.read_bodies(numbers(*wanted))
+        assert [oracle.bodies[number] for number in wanted] == bodies
 
     def test_empty_and_large_bodies_are_kept(self, store: Storage, oracle: Oracle) -> None:
         """A body may be empty, and may be larger than any page."""
         batch = oracle.batch(1, n_messages=3)
         bodies = (b"", b"\x00" * 300_000, b"'; DROP TABLE \xff")
         store.commit(attrs.evolve(batch, bodies=bodies))
-        assert list(bodies) == store.read_bodies(_numbers(0, 1, 2))
+        assert list(bodies) == store.read_bodies(numbers(0, 1, 2))
 
     def test_arrays_are_read_only(self, filled: Storage, oracle: Oracle) -> None:
         """What a store hands out cannot be written to."""
         filled.put_gists(oracle.gists(0, 4))
-        found = filled.read_gists(0, 1, _numbers(0, 1))
+        found = filled.read_gists(0, 1, numbers(0, 1))
         for array in (
             filled.read_commits(1, 3),
-            filled.read_blocks(_numbers(0, 1)),
+            filled.read_blocks(numbers(0, 1)),
             filled.read_messages(0, 2),
             found.rows,
             found.trust,
@@ -274,8 +140,8 @@ class StorageConformance:
     def test_unknown_numbers_are_named(self, filled: Storage) -> None:
         """An unknown id raises LookupError with kind, id and range."""
         for read, kind, number in (
-            (lambda: filled.read_blocks(_numbers(3, 17)), "block", "17"),
-            (lambda: filled.read_bodies(_numbers(36)), "message", "36"),
+            (lambda: filled.read_blocks(numbers(3, 17)), "block", "17"),
+            (lambda: filled.read_bodies(numbers(36)), "message", "36"),
             (lambda: filled.read_messages(30, 37), "message", "37"),
             (lambda: filled.read_commits(0, 3), "commit", "0"),
             (lambda: filled.read_commits(12, 14), "commit", "14"),
@@ -302,7 +168,7 @@ class StorageConformance:
         """Rows come in the order asked, repeats included, before any flush."""
         batch = oracle.gists(0, 16)
         filled.put_gists(batch)
-        found = filled.read_gists(0, 1, _numbers(15, 3, 3, 0))
+        found = filled.read_gists(0, 1, numbers(15, 3, 3, 0))
         assert batch.rows[[15, 3, 3, 0]].tobytes() == found.rows.tobytes()
         assert [0, 3, 3, 0] == found.trust.tolist()
         assert found.present.all()
@@ -310,12 +176,12 @@ class StorageConformance:
     def test_missing_gists_are_absent_not_errors(self, filled: Storage, oracle: Oracle) -> None:
         """A node, level or version without rows is `present == False`."""
         filled.put_gists(oracle.gists(0, 3))
-        found = filled.read_gists(0, 1, _numbers(2, 3, 10**9))
+        found = filled.read_gists(0, 1, numbers(2, 3, 10**9))
         assert [True, False, False] == found.present.tolist()
         assert (3, 20) == found.rows.shape
         assert not found.rows[1:].any()
         for version, lod in ((0, 2), (1, 1)):
-            nothing = filled.read_gists(version, lod, _numbers(0, 1))
+            nothing = filled.read_gists(version, lod, numbers(0, 1))
             assert [False, False] == nothing.present.tolist()
             assert 2 == len(nothing.rows) == len(nothing.trust)
 
@@ -382,8 +248,8 @@ class StorageConformance:
         before = filled.state()
         batch = oracle.batch(40)
         for change in (
-            {"blocks": np.zeros((1, _BLOCK_BYTES - 1), np.uint8)},
-            {"blocks": np.zeros((1, _BLOCK_BYTES), np.int8)},
+            {"blocks": np.zeros((1, BLOCK_BYTES - 1), np.uint8)},
+            {"blocks": np.zeros((1, BLOCK_BYTES), np.int8)},
             {"bodies": ()},
         ):
             with pytest.raises(InvariantError):
@@ -407,8 +273,8 @@ class StorageConformance:
         filled.close()
         for call in (
             filled.state,
-            lambda: filled.read_blocks(_numbers(0)),
-            lambda: filled.read_gists(0, 1, _numbers(0)),
+            lambda: filled.read_blocks(numbers(0)),
+            lambda: filled.read_gists(0, 1, numbers(0)),
             lambda: filled.commit(oracle.batch(1)),
         ):
             with pytest.raises(SessionClosedError) as caught:

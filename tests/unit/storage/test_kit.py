@@ -112,7 +112,7 @@ def test_planted_bug_is_caught(broken, test):
         if test not in {"test_state_follows_each_batch", "test_empty_and_large_bodies_are_kept"}:
             for n_commits in (1, 4, 7):
                 store.commit(oracle.batch(45, n_commits=n_commits, n_messages=3))
-        arguments = {"filled": store, "store": store, "oracle": oracle, "numbers": [4, 0, 4, 3]}
+        arguments = {"filled": store, "store": store, "oracle": oracle, "wanted": [4, 0, 4, 3]}
         method = getattr(StorageConformance, test)
         names = method.__code__.co_varnames[1 : method.__code__.co_argcount]
         method(StorageConformance(), **{name: arguments[name] for name in names})
