@@ -1,7 +1,8 @@
-"""Wires one session: resolves providers, opens the memory, brings caches up to date, lays out.
+"""Wires one session: opens the memory, puts the rooms together, brings caches up to date, lays out.
 
 Everything a session needs is resolved here once, into plain objects; appending and generating never
-look up a provider again. A failed open closes what it had opened.
+look up a provider again. A failed open closes what it had opened. When the memory is replaced under
+a session (restore, forget), the same wiring puts the rooms together again over the new one.
 """
 
 from __future__ import annotations
@@ -14,19 +15,12 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 import msgspec
 
+from megacontext_sdk.arguments import check_flags
 from megacontext_sdk.builtin.mean_gist import MeanGistEncoder
 from megacontext_sdk.builtin.recency import RecencyFocus
 from megacontext_sdk.config import Config
-from megacontext_sdk.contracts.focus import FocusPolicy
-from megacontext_sdk.contracts.gist import GistEncoder
-from megacontext_sdk.contracts.model import ModelAdapter
-from megacontext_sdk.errors import (
-    ConfigError,
-    MegaContextError,
-    ModelError,
-    StorageError,
-)
-from megacontext_sdk.events import SessionClosedEvent, SessionOpenedEvent, Telemetry
+from megacontext_sdk.errors import ConfigError, MegaContextError, StorageError, shown
+from megacontext_sdk.events import SessionClosedEvent, SessionOpenedEvent
 from megacontext_sdk.focus.refocus import Refocuser
 from megacontext_sdk.focus.view import ViewBuilder
 from megacontext_sdk.focus.working_context import WorkingContext
@@ -36,24 +30,28 @@ from megacontext_sdk.memory.precision import PrecisionTable
 from megacontext_sdk.memory.tree import MegaContextTree
 from megacontext_sdk.memory.vault import Fingerprints, open_memory
 from megacontext_sdk.messages import ChatFormat
-from megacontext_sdk.plugins import default_plugins
+from megacontext_sdk.plugins import Plugins, default_plugins
+from megacontext_sdk.providers import Providers, open_model
 from megacontext_sdk.runtime import trace
 from megacontext_sdk.runtime.scribe import Scribe
 from megacontext_sdk.runtime.state import SessionState
 from megacontext_sdk.runtime.tree_rows import TreeRows
+from megacontext_sdk.snapshots import resolve_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from megacontext_sdk.contracts.positions import PositionScheme
+    from megacontext_sdk.contracts.model import ModelAdapter
     from megacontext_sdk.contracts.runtime import RuntimeLoop
-    from megacontext_sdk.contracts.telemetry import TelemetrySink
+    from megacontext_sdk.events import Telemetry
     from megacontext_sdk.focus.applied import AppliedPlan
     from megacontext_sdk.memory.journal import Journal
     from megacontext_sdk.memory.vault import OpenedMemory
-    from megacontext_sdk.plugins import Plugins
+    from megacontext_sdk.providers import ModelLease
 
-__all__ = ["Parts", "assemble"]
+    Layout = Mapping[str, object]
+
+__all__ = ["Parts", "Wiring", "assemble", "assemble_over"]
 
 _LAYOUT_FILE = "layout.msgpack"
 
@@ -64,33 +62,47 @@ def _now_us() -> int:
 
 @attrs.define(eq=False, kw_only=True)
 class Parts:
-    """What a session is made of.
+    """What a session is made of. Whoever holds it sees the new rooms after a renewal.
 
     Attributes:
-        plugins: hooks and catalogue.
+        wiring: how they were put together.
         memory: the opened directory and its journal.
         state: tree, working context, model, pager.
         loop: the runtime loop.
         scribe: the one way into the memory.
         lexical: the lexical index.
-        storage_name, model_name, focus_name, gist_name: providers, for people.
-        owns_model: close the adapter with the session.
-        read_only: no writes.
+        gist_name: the encoder, for people.
+        gists_rebuilt: gists that were missing when the memory was opened, and were made.
     """
 
-    plugins: Plugins
+    wiring: Wiring
     memory: OpenedMemory
     state: SessionState
     loop: RuntimeLoop
     scribe: Scribe
     lexical: LexicalIndex
-    storage_name: str
-    model_name: str
-    focus_name: str
     gist_name: str
-    durability: str
-    owns_model: bool
-    read_only: bool
+    gists_rebuilt: int
+
+    @property
+    def plugins(self) -> Plugins:
+        """Hooks and catalogue."""
+        return self.wiring.providers.plugins
+
+    @property
+    def read_only(self) -> bool:
+        """No writes."""
+        return self.wiring.read_only
+
+    @property
+    def storage_name(self) -> str:
+        """The backend, for people."""
+        return self.wiring.providers.storage
+
+    @property
+    def durability(self) -> str:
+        """What an append waits for."""
+        return self.state.config.storage.durability if self.path is not None else "none"
 
     @property
     def journal(self) -> Journal:
@@ -117,8 +129,10 @@ class Parts:
         ends = tuple(span) if isinstance(span, Span | tuple | list) else ()
         whole = len(ends) == 2 and all(type(end) is int for end in ends)
         if not whole or not 0 <= ends[0] <= ends[1] <= n_tokens:
-            message = f"span {span!r:.80} must be (start, end) with 0 <= start <= end <= {n_tokens}"
-            raise ConfigError(message, field="span", value=repr(span)[:80])
+            message = (
+                f"span {shown(span)} must be (start, end) with 0 <= start <= end <= {n_tokens}"
+            )
+            raise ConfigError(message, field="span", value=shown(span))
         return Span(*ends)
 
     def save_pins(self) -> None:
@@ -132,15 +146,55 @@ class Parts:
         if self.memory.cache_dir is not None and self.state.wc.n_tokens:
             path = self.memory.cache_dir / _LAYOUT_FILE
             temporary = path.with_suffix(".tmp")
+            temporary.unlink(missing_ok=True)  # a link planted here is not written through
             temporary.write_bytes(msgspec.msgpack.encode(self.state.wc.save()))
             temporary.chmod(0o600)
             temporary.replace(path)
 
+    def renew(self, memory: OpenedMemory, *, keep_layout: bool) -> None:
+        """Put the rooms together again over another generation, or for another encoder.
+
+        Everything hot is dropped: decoded gists, keys and values, the policy's caches, the lexical
+        index. On an error the parts hold `memory`, so that closing them closes it.
+
+        Args:
+            memory: the new generation; the one before it is closed.
+            keep_layout: go on with the present entries; indices did not move.
+        """
+        layout = self.state.wc.save() if keep_layout and self.state.wc.n_tokens else None
+        step = self.state.step
+        self.lexical.close()
+        self.state.close()
+        self.memory = memory
+        new = self.wiring.parts(memory)
+        new.state.step = step
+        try:
+            new.catch_up(layout)
+        except BaseException:
+            new.lexical.close()
+            raise
+        for field in attrs.fields(Parts):
+            setattr(self, field.name, getattr(new, field.name))
+
+    def catch_up(self, layout: Layout | None) -> None:
+        """Bring caches in line with the history: lexical index, layout, pins.
+
+        Args:
+            layout: entries to go on with; None lays the history out anew.
+        """
+        self.lexical.open()
+        self.scribe.catch_up()
+        self.state.hold_system_prompt()
+        wc, n_tokens = self.state.wc, self.tree.n_tokens
+        if layout is None or not _restore_layout(self, layout):
+            _report(self, wc.lay_out(n_tokens))
+        _report(self, wc.extend(n_tokens))
+        _restore_pins(self)
+
     def close(self, error: BaseException | None = None) -> None:
         """Save what is worth saving and close everything."""
         with ExitStack() as stack:
-            if self.owns_model:
-                stack.callback(self.state.adapter.close)
+            stack.callback(self.wiring.lease.release)
             stack.callback(self.state.close)
             stack.callback(self.memory.close)
             stack.callback(self.lexical.close)
@@ -162,7 +216,7 @@ def assemble(
     path: str | Path | None,
     *,
     model: object,
-    storage: str | None,
+    storage: object,
     focus: object,
     gist: object,
     config: Config | str | Path | None,
@@ -170,226 +224,218 @@ def assemble(
     create: bool,
     plugins: Plugins | None,
     settings: Mapping[str, object],
+    at: str | int | None = None,
+    name: str = "",
 ) -> Parts:
     """Open everything a session needs; on failure nothing stays open."""
-    plugins = plugins or default_plugins()
-    builder = _Builder(plugins, _settings(config, settings))
+    check_flags(read_only=read_only, create=create)
+    plugins = default_plugins() if plugins is None else plugins
+    if not isinstance(plugins, Plugins):
+        message = f"plugins is a {type(plugins).__name__}; give Plugins.load(...), or nothing"
+        raise ConfigError(message, field="plugins", value=type(plugins).__name__)
+    resolved = _settings(config, settings)
     with ExitStack() as stack:
-        adapter, model_name, owned = builder.model(model)
-        if owned:
-            stack.callback(adapter.close)
-        names = builder.names(storage, focus, gist)
-        builder.check(names, path)
-        memory = builder.memory(path, names["storage"], adapter, read_only=read_only, create=create)
+        lease = open_model(plugins, model)
+        stack.callback(lease.release)
+        providers = Providers(plugins, resolved, storage=storage, focus=focus, gist=gist)
+        providers.check()
+        wiring = Wiring(providers=providers, lease=lease, read_only=read_only)
+        memory = wiring.open(_checked_path(path), create=create, at=at, name=name)
         stack.callback(memory.close)
-        parts = builder.parts(
-            memory,
-            adapter,
-            names | {"model": model_name},
-            owns_model=owned,
-            read_only=read_only,
-        )
-        stack.callback(parts.lexical.close)
-        _catch_up(parts)
+        parts = _opened(wiring, memory, stack)
         stack.pop_all()
+    return parts
+
+
+def assemble_over(wiring: Wiring, path: Path | None, memory: OpenedMemory | None = None) -> Parts:
+    """Open a memory beside the one of another session, with the same model and settings.
+
+    Args:
+        wiring: of the other session.
+        path: the memory's directory.
+        memory: the memory, if it is open already.
+    """
+    with ExitStack() as stack:
+        lease = wiring.lease.share()
+        stack.callback(lease.release)
+        own = Wiring(providers=wiring.providers.for_a_fork(), lease=lease, read_only=False)
+        opened = own.open(path, create=False) if memory is None else memory
+        stack.callback(opened.close)
+        parts = _opened(own, opened, stack)
+        stack.pop_all()
+    return parts
+
+
+def _opened(wiring: Wiring, memory: OpenedMemory, stack: ExitStack) -> Parts:
+    parts = wiring.parts(memory)
+    stack.callback(parts.lexical.close)
+    _announce(parts)
+    parts.catch_up(_saved_layout(parts))
     return parts
 
 
 def _settings(config: Config | str | Path | None, settings: Mapping[str, object]) -> Config:
     if isinstance(config, Config):
         return config.replace(**settings) if settings else config
+    if config is not None and not isinstance(config, str | Path):
+        message = f"config is a {type(config).__name__}; give a Config or the path of a TOML file"
+        raise ConfigError(message, field="config", value=type(config).__name__)
     return Config.load(config).replace(**settings)
 
 
-class _Builder:
-    """Resolves providers by name and puts the rooms together."""
+def _checked_path(path: object) -> Path | None:
+    if path is not None and (not isinstance(path, str | Path) or path == ""):
+        message = f"path must be a Path or text that is not empty, got {shown(path)}"
+        raise ConfigError(message, field="path", value=type(path).__name__)
+    return None if path is None else Path(path)
 
-    def __init__(self, plugins: Plugins, config: Config) -> None:
-        self._plugins = plugins
-        self._config = config
-        self._given: dict[str, object] = {}
 
-    def model(self, model: object) -> tuple[ModelAdapter, str, bool]:
-        """Return the adapter, its name, and whether the session must close it."""
-        if isinstance(model, ModelAdapter):
-            return model, model.info.name, False
-        if model is not None and not isinstance(model, str):
-            message = (
-                f"model of type {type(model).__name__} is not understood; give a name such as "
-                '"reference" or "hf:<folder>", or an opened ModelAdapter'
-            )
-            raise ConfigError(message, field="model", value=type(model).__name__)
-        name = model or "reference"
-        factory = self._plugins.model_factory(name)
-        with self._plugins.find("model", name.partition(":")[0]).guard(ModelError):
-            return cast("ModelAdapter", factory()), name, True
+@attrs.define(eq=False, kw_only=True)
+class Wiring:
+    """How the rooms of a session are put together, as often as needed, with one model.
 
-    def names(self, storage: object, focus: object, gist: object) -> dict[str, str]:
-        """Return the provider names of the other roles; objects are kept as given."""
-        return {
-            "storage": self._name("storage", storage, "duckdb", str),
-            "focus": self._name("focus", focus, "heuristic", FocusPolicy),
-            "gist": self._name("gist", gist, "mean", GistEncoder),
-        }
+    Attributes:
+        providers: what fills the roles.
+        lease: the model.
+        read_only: no writes.
+        at: a view that ends at this commit; None sees everything.
+    """
 
-    def _name(self, role: str, given: object, default: str, kind: type) -> str:
-        if given is None:
-            return default
-        if isinstance(given, str):
-            return given
-        if isinstance(given, kind):
-            self._given[role] = given
-            return str(getattr(given, "name", type(given).__name__))
-        message = (
-            f"{role} of type {type(given).__name__} is not understood; give a provider's name, "
-            f"one of {', '.join(self._plugins.names(role))}"
-        )
-        raise ConfigError(message, field=role, value=type(given).__name__)
+    providers: Providers
+    lease: ModelLease
+    read_only: bool
+    at: int | None = None
+    _telemetry: Telemetry | None = None
 
-    def check(self, names: Mapping[str, str], path: object) -> None:
-        """Resolve every name now, so that a typo is found before a directory is made."""
-        for role in ("storage", "focus", "gist"):
-            if role not in self._given:
-                self._plugins.resolve(role, names[role])
-        focus = self._config.focus
-        self._plugins.resolve("allocator", focus.allocator)
-        self._plugins.resolve("positions", focus.positions)
-        if self._config.runtime.runtime != "auto":
-            self._plugins.resolve("runtime", self._config.runtime.runtime)
-        if path is not None and not isinstance(path, str | Path):
-            message = f"path must be text or a Path, got {type(path).__name__}"
-            raise ConfigError(message, field="path", value=type(path).__name__)
+    @property
+    def adapter(self) -> ModelAdapter:
+        """The base model."""
+        return self.lease.adapter
 
-    def memory(
-        self,
-        path: str | Path | None,
-        storage: str,
-        adapter: ModelAdapter,
-        *,
-        read_only: bool,
-        create: bool,
+    @property
+    def config(self) -> Config:
+        """The settings."""
+        return self.providers.config
+
+    @property
+    def fingerprints(self) -> Fingerprints:
+        """What a memory must have been made with."""
+        info = self.adapter.info
+        return Fingerprints(base=info.fingerprint, tokenizer=info.tokenizer_fingerprint)
+
+    def open(
+        self, path: Path | None, *, create: bool, at: str | int | None = None, name: str = ""
     ) -> OpenedMemory:
-        """Open the directory and its journal; the budget is checked before one is made."""
-        info = adapter.info
-        self._config.budget(info.trained_window)
-        settings = self._config.storage
-        with self._plugins.find("storage", storage).guard(StorageError):
+        """Open the directory and its journal; the budget is checked before one is made.
+
+        Args:
+            path: the directory.
+            create: make a memory if there is none.
+            at: end at a snapshot or a commit; for reading only.
+            name: noted in a new memory.
+        """
+        self.config.budget(self.adapter.info.trained_window)
+        extra: dict[str, Any] = {}
+        if name:
+            extra["name"] = name
+        if at is not None:
+            extra["at_seq"] = self.at = self._commit_at(path, at)
+        return self._open(path, create=create, extra=extra)
+
+    def _commit_at(self, path: Path | None, at: str | int) -> int:
+        """Look up what `at` means: names are settings of the present, not of that time."""
+        if not self.read_only:
+            message = "at= shows the memory as it was, for reading: add read_only=True, or restore"
+            raise ConfigError(message, field="at", value=shown(at))
+        memory = self._open(path, create=False, extra={})
+        try:
+            return resolve_at(at, memory.journal.settings, memory.journal.seq)
+        finally:
+            memory.close()
+
+    def _open(self, path: Path | None, *, create: bool, extra: dict[str, Any]) -> OpenedMemory:
+        info, settings = self.adapter.info, self.config.storage
+        with self.providers.plugins.find("storage", self.providers.storage).guard(StorageError):
             return open_memory(
-                None if path is None else Path(path),
-                backend=storage,
-                factory=cast("Any", self._plugins.resolve("storage", storage)),
-                fingerprints=Fingerprints(
-                    base=info.fingerprint, tokenizer=info.tokenizer_fingerprint
-                ),
+                path,
+                backend=self.providers.storage,
+                factory=self.providers.store_factory(),
+                fingerprints=self.fingerprints,
                 vocab_size=info.vocab_size,
-                read_only=read_only,
+                read_only=self.read_only,
                 create=create,
                 durability=settings.durability,
                 clock=_now_us,
                 timeout=settings.lock_timeout_seconds,
                 allow_network_fs=settings.allow_network_fs,
+                **extra,
             )
 
-    def parts(
-        self,
-        memory: OpenedMemory,
-        adapter: ModelAdapter,
-        names: Mapping[str, str],
-        *,
-        owns_model: bool,
-        read_only: bool,
-    ) -> Parts:
+    def parts(self, memory: OpenedMemory) -> Parts:
         """Put the rooms together over an opened memory."""
-        config, info = self._config, adapter.info
+        config, info = self.config, self.adapter.info
         budget = config.budget(info.trained_window)
-        encoder = cast("GistEncoder", self._make("gist", names, gist_slots=budget.gist_slots))
         tree = MegaContextTree(
             memory.journal,
-            encoder,
-            adapter,
+            self.providers.make_gist(memory.journal.settings, budget.gist_slots),
+            self.adapter,
             gist_dtype=config.gist.gist_dtype,
             gist_cache_rows=config.gist.gist_cache_rows,
             access_path=_in(memory.path, "access.bin"),
-            precision=PrecisionTable(adapter.tokenizer, info.vocab_size),
+            precision=PrecisionTable(self.adapter.tokenizer, info.vocab_size),
             provisional=MeanGistEncoder(budget.gist_slots),
-            read_only=read_only,
+            read_only=self.read_only,
         )
         tree.open()
         lexical = LexicalIndex(_in(memory.cache_dir, "lexical.sqlite"), identity=memory.meta.root)
-        allocator = cast("Any", self._plugins.resolve("allocator", config.focus.allocator)())
+        allocator = self.providers.make_allocator()
         wc = WorkingContext(budget, allocator=allocator, strict=config.runtime.strict)
         rows = TreeRows(tree)
-        views = ViewBuilder(tree, tree, lexical, adapter.embed, info.hidden_size)
-        policy = cast("FocusPolicy", self._make("focus", names))
+        views = ViewBuilder(tree, tree, lexical, self.adapter.embed, info.hidden_size)
+        policy = self.providers.make_focus()
+        if self._telemetry is None:
+            self._telemetry = self.providers.make_telemetry()
         state = SessionState(
             config=config,
             budget=budget,
-            adapter=adapter,
+            adapter=self.adapter,
             journal=memory.journal,
             tree=tree,
             rows=rows,
             wc=wc,
             refocuser=Refocuser(wc, policy, RecencyFocus(), allocator, views, rows),
-            scheme=cast(
-                "PositionScheme", self._plugins.resolve("positions", config.focus.positions)()
-            ),
-            telemetry=Telemetry(self._sinks()),
+            scheme=self.providers.make_positions(),
+            telemetry=self._telemetry,
         )
-        runtime = config.runtime.runtime
-        if runtime == "auto":
-            runtime = self._plugins.choose_runtime(info)
-        chat = ChatFormat(adapter.tokenizer, info.bos_id)
-        parts = Parts(
-            plugins=self._plugins,
+        chat = ChatFormat(self.adapter.tokenizer, info.bos_id)
+        tokenizer = self.adapter.tokenizer
+        return Parts(
+            wiring=self,
             memory=memory,
             state=state,
-            loop=cast("RuntimeLoop", self._plugins.resolve("runtime", runtime)(state)),
-            scribe=Scribe(memory.journal, tree, lexical, chat, adapter.tokenizer, _now_us),
+            loop=self.providers.make_loop(self.providers.runtime(info), state),
+            scribe=Scribe(memory.journal, tree, lexical, chat, tokenizer, _now_us),
             lexical=lexical,
-            storage_name=names["storage"],
-            model_name=names["model"],
-            focus_name=names["focus"],
-            gist_name=names["gist"],
-            durability=config.storage.durability if memory.path is not None else "none",
-            owns_model=owns_model,
-            read_only=read_only,
+            gist_name=self.providers.gist_name(memory.journal.settings),
+            gists_rebuilt=sum(tree.encode_calls.values()),
         )
-        _announce(parts, runtime)
-        return parts
-
-    def _make(self, role: str, names: Mapping[str, str], **arguments: object) -> object:
-        if role in self._given:
-            return self._given[role]
-        factory: Callable[..., object] = self._plugins.resolve(role, names[role])
-        return factory(**arguments)
-
-    def _sinks(self) -> list[TelemetrySink]:
-        sinks: list[TelemetrySink] = []
-        for sink in self._config.telemetry.sinks:
-            if not isinstance(sink, str):
-                sinks.append(sink)
-                continue
-            name, _, argument = sink.partition(":")
-            factory = self._plugins.resolve("sink", name)
-            sinks.append(cast("TelemetrySink", factory(argument) if argument else factory()))
-        return sinks
 
 
 def _in(folder: Path | None, name: str) -> Path | None:
     return None if folder is None else folder / name
 
 
-def _announce(parts: Parts, runtime: str) -> None:
-    state = parts.state
+def _announce(parts: Parts) -> None:
+    state, providers = parts.state, parts.wiring.providers
     state.telemetry.emit(
         SessionOpenedEvent(
             step=0,
             epoch=0,
-            storage=parts.storage_name,
-            model=parts.model_name,
-            focus=parts.focus_name,
+            storage=providers.storage,
+            model=parts.wiring.lease.name,
+            focus=providers.focus,
             gist=parts.gist_name,
-            runtime=runtime,
+            runtime=providers.runtime(state.adapter.info),
             allocator=state.config.focus.allocator,
             positions=state.config.focus.positions,
             created=parts.memory.created,
@@ -398,18 +444,6 @@ def _announce(parts: Parts, runtime: str) -> None:
             w_max=state.budget.w_max,
         )
     )
-
-
-def _catch_up(parts: Parts) -> None:
-    """Bring caches in line with the history: lexical index, layout, pins."""
-    parts.lexical.open()
-    parts.scribe.catch_up()
-    parts.state.hold_system_prompt()
-    wc, n_tokens = parts.state.wc, parts.tree.n_tokens
-    if not _restore_layout(parts):
-        _report(parts, wc.lay_out(n_tokens))
-    _report(parts, wc.extend(n_tokens))
-    _restore_pins(parts)
 
 
 def _report(parts: Parts, applied: AppliedPlan) -> None:
@@ -432,17 +466,24 @@ def _restore_pins(parts: Parts) -> None:
             parts.state.take_wish(wc.pin(pin))
 
 
-def _restore_layout(parts: Parts) -> bool:
-    """Take up the layout of the last close; False if there is none that fits."""
+def _saved_layout(parts: Parts) -> Layout | None:
+    """Return the layout of the last close, None if there is none that can be read."""
     # Not `cache_dir`: whoever reads only resumes the same layout, too.
     path = _in(parts.path, f"cache/{_LAYOUT_FILE}")
-    if path is None or not path.exists():
-        return False
+    if path is None or parts.wiring.at is not None or not path.exists():
+        return None
     try:
-        saved = msgspec.msgpack.decode(path.read_bytes(), type=dict[str, object])
+        return msgspec.msgpack.decode(path.read_bytes(), type=dict[str, object])
+    except (OSError, msgspec.MsgspecError):
+        return None  # a cache: the initial layout is as good a start
+
+
+def _restore_layout(parts: Parts, saved: Layout) -> bool:
+    """Take up a layout; False if it does not fit."""
+    try:
         applied = parts.state.wc.restore(saved)
-    except (OSError, msgspec.MsgspecError, MegaContextError):
-        return False  # a cache: the initial layout is as good a start
+    except MegaContextError:
+        return False
     if parts.state.wc.n_tokens > parts.tree.n_tokens:
         return False
     _report(parts, applied)

@@ -31,8 +31,8 @@ def collect_stats(parts: Parts) -> Stats:
     return Stats(
         path=None if parts.path is None else str(parts.path),
         storage=parts.storage_name,
-        model=parts.model_name,
-        focus=parts.focus_name,
+        model=parts.wiring.lease.name,
+        focus=parts.wiring.providers.focus,
         gist=parts.gist_name,
         n_tokens=parts.tree.n_tokens,
         n_blocks=parts.tree.n_blocks,

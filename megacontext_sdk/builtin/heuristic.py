@@ -128,6 +128,10 @@ class HeuristicFocus(FocusPolicy):
     ) -> None:
         self._shows_context = shows_context
         self._weights = weights or HeuristicWeights()
+        self.drop_caches()
+
+    def drop_caches(self) -> None:
+        """Start with new caches: nodes may hold other content now."""
         self._cosines = NodeCache()
         self._precision = NodeCache()
         self._query: Floats | None = None

@@ -200,7 +200,12 @@ class Reveal:
 
 
 class FocusPolicy(ABC):
-    """Says which spans deserve detail. One instance per session; may keep caches, no state."""
+    """Says which spans deserve detail. One instance per session; may keep caches, no state.
+
+    A session that goes on over another history (after `restore` or `forget`), or another gist
+    encoder, calls `drop_caches`; a fork works with a shallow copy of the policy on which it was
+    called. So it makes new caches instead of emptying the old ones.
+    """
 
     name: str
 
@@ -212,6 +217,9 @@ class FocusPolicy(ABC):
         """Return at most `limit` blocks under coarse entries worth showing, best first."""
         del view, limit
         return ()
+
+    def drop_caches(self) -> None:  # noqa: B027 - most policies keep none
+        """Start with new caches: nodes may hold other content now."""
 
 
 @attrs.frozen(kw_only=True)

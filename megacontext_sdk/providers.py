@@ -1,0 +1,252 @@
+"""The providers of one session: names and objects as given, resolved once, made when needed.
+
+It knows roles and how to make what fills them; how the rooms hang together is `assembly`'s. A model
+may serve several sessions (a memory and its forks), so whoever opened it counts who still uses it.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import TYPE_CHECKING, Any, cast
+
+import attrs
+
+from megacontext_sdk.contracts.focus import FocusPolicy
+from megacontext_sdk.contracts.gist import GistEncoder
+from megacontext_sdk.contracts.model import ModelAdapter
+from megacontext_sdk.contracts.telemetry import TelemetrySink
+from megacontext_sdk.errors import ConfigError, ModelError
+from megacontext_sdk.events import Telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from megacontext_sdk.config import Config
+    from megacontext_sdk.contracts.focus import FocusAllocator
+    from megacontext_sdk.contracts.model import ModelInfo
+    from megacontext_sdk.contracts.positions import PositionScheme
+    from megacontext_sdk.contracts.runtime import RuntimeLoop
+    from megacontext_sdk.events import Event
+    from megacontext_sdk.plugins import Plugins
+    from megacontext_sdk.runtime.state import SessionState
+
+__all__ = ["ENCODER_SETTING", "ModelLease", "Providers", "open_model"]
+
+ENCODER_SETTING = "encoder"
+"""Key of a memory's settings: name of the gist encoder that `rebuild` chose for it."""
+
+_DEFAULT_GIST = "mean"
+
+_log = logging.getLogger(__name__)
+
+
+@attrs.define(eq=False)
+class ModelLease:
+    """An adapter and how many sessions use it; the last one out closes it, if it is ours.
+
+    Attributes:
+        adapter: the base model.
+        name: as the user gave it.
+        is_owned: we opened it; one that the caller opened is the caller's to close.
+    """
+
+    adapter: ModelAdapter
+    name: str
+    is_owned: bool
+    _n_users: int = 1
+
+    def share(self) -> ModelLease:
+        """Count one more session."""
+        self._n_users += 1
+        return self
+
+    def release(self) -> None:
+        """Count one session less; close the model after the last."""
+        self._n_users -= 1
+        if self._n_users == 0 and self.is_owned:
+            self.adapter.close()
+
+
+def open_model(plugins: Plugins, model: object) -> ModelLease:
+    """Open a model by name, or take one that is open.
+
+    Raises:
+        ConfigError: neither a name nor an adapter.
+        ModelError: its adapter cannot open it.
+        UnknownProviderError: nobody offers the name.
+    """
+    if isinstance(model, ModelAdapter):
+        return ModelLease(model, model.info.name, is_owned=False)
+    if model is not None and not isinstance(model, str):
+        message = (
+            f"model of type {type(model).__name__} is not understood; give a name such as "
+            '"reference" or "hf:<folder>", or an opened ModelAdapter'
+        )
+        raise ConfigError(message, field="model", value=type(model).__name__)
+    name = model or "reference"
+    factory = plugins.model_factory(name)
+    with plugins.find("model", name.partition(":")[0]).guard(ModelError):
+        return ModelLease(cast("ModelAdapter", factory()), name, is_owned=True)
+
+
+class _LentSink(TelemetrySink):
+    """A sink that belongs to another session: it receives events and is not closed."""
+
+    def __init__(self, sink: TelemetrySink) -> None:
+        self.name = sink.name
+        self._sink = sink
+
+    def emit(self, event: Event) -> None:
+        """Hand the event on."""
+        self._sink.emit(event)
+
+
+class Providers:
+    """What fills the roles of a session.
+
+    Args:
+        plugins: who offers what.
+        config: names of allocator, positions, runtime and sinks.
+        storage, focus, gist: a name, an object where the role takes one, or None for the default.
+
+    Raises:
+        ConfigError: something that is neither.
+    """
+
+    def __init__(
+        self, plugins: Plugins, config: Config, *, storage: object, focus: object, gist: object
+    ) -> None:
+        self.plugins = plugins
+        self.config = config
+        self._given: dict[str, object] = {}
+        self.storage = self._name("storage", storage, str) or "duckdb"
+        self.focus = self._name("focus", focus, FocusPolicy) or "heuristic"
+        self._gist = self._name("gist", gist, GistEncoder)
+
+    def check(self) -> None:
+        """Resolve every name now, so that a typo is found before a directory is made.
+
+        Raises:
+            UnknownProviderError: nobody offers a name.
+            PluginLoadError: somebody does, but it cannot be loaded.
+        """
+        names = {"storage": self.storage, "focus": self.focus, "gist": self._gist or _DEFAULT_GIST}
+        for role, name in names.items():
+            if role not in self._given:
+                self.plugins.resolve(role, name)
+        focus = self.config.focus
+        self.plugins.resolve("allocator", focus.allocator)
+        self.plugins.resolve("positions", focus.positions)
+        if self.config.runtime.runtime != "auto":
+            self.plugins.resolve("runtime", self.config.runtime.runtime)
+
+    def take_gist(self, gist: object) -> None:
+        """Use another gist encoder from now on.
+
+        Raises:
+            ConfigError: neither a name nor an encoder.
+            UnknownProviderError: nobody offers the name.
+        """
+        name = self._name("gist", gist, GistEncoder)
+        if gist is not None and not isinstance(gist, str):
+            self._gist = name
+            return
+        if name is not None:
+            self.plugins.resolve("gist", name)
+        self._given.pop("gist", None)
+        self._gist = name
+
+    def gist_name(self, settings: Mapping[str, object]) -> str:
+        """Return the encoder in use: the one given, else the memory's own if it is installed."""
+        own = settings.get(ENCODER_SETTING)
+        if self._gist is not None or not isinstance(own, str):
+            return self._gist or _DEFAULT_GIST
+        if own in self.plugins.names("gist"):
+            return own
+        _log.warning(
+            "the memory's own gist encoder %r is not installed; %r makes its gists meanwhile",
+            own,
+            _DEFAULT_GIST,
+        )
+        return _DEFAULT_GIST
+
+    # -- what is made ---------------------------------------------------------------------------
+
+    def store_factory(self) -> Callable[..., Any]:
+        """Return the factory of the backend's stores."""
+        return self.plugins.resolve("storage", self.storage)
+
+    def make_gist(self, settings: Mapping[str, object], gist_slots: int) -> GistEncoder:
+        """Make the encoder in use, or return it if it was given as an object."""
+        if "gist" in self._given:
+            return cast("GistEncoder", self._given["gist"])
+        factory = self.plugins.resolve("gist", self.gist_name(settings))
+        return cast("GistEncoder", factory(gist_slots=gist_slots))
+
+    def make_focus(self) -> FocusPolicy:
+        """Make the focus policy; one given as an object forgets what it computed before."""
+        if "focus" in self._given:
+            policy = cast("FocusPolicy", self._given["focus"])
+            policy.drop_caches()
+            return policy
+        return cast("FocusPolicy", self.plugins.resolve("focus", self.focus)())
+
+    def make_allocator(self) -> FocusAllocator:
+        """Make the allocator."""
+        name = self.config.focus.allocator
+        return cast("FocusAllocator", self.plugins.resolve("allocator", name)())
+
+    def make_positions(self) -> PositionScheme:
+        """Make the position scheme."""
+        name = self.config.focus.positions
+        return cast("PositionScheme", self.plugins.resolve("positions", name)())
+
+    def runtime(self, info: ModelInfo) -> str:
+        """Return the name of the loop; "auto" takes the best one usable here."""
+        name = self.config.runtime.runtime
+        return self.plugins.choose_runtime(info) if name == "auto" else name
+
+    def make_loop(self, name: str, state: SessionState) -> RuntimeLoop:
+        """Make a runtime loop over a session's state."""
+        return cast("RuntimeLoop", self.plugins.resolve("runtime", name)(state))
+
+    def make_telemetry(self) -> Telemetry:
+        """Open the sinks."""
+        sinks: list[TelemetrySink] = []
+        for sink in self.config.telemetry.sinks:
+            if not isinstance(sink, str):
+                sinks.append(sink)
+                continue
+            name, _, argument = sink.partition(":")
+            factory = self.plugins.resolve("sink", name)
+            sinks.append(cast("TelemetrySink", factory(argument) if argument else factory()))
+        return Telemetry(sinks)
+
+    def for_a_fork(self) -> Providers:
+        """Return providers for another session beside this one: its own policy, lent sinks."""
+        other = copy.copy(self)
+        other._given = dict(self._given)  # noqa: SLF001 - one of us
+        if "focus" in other._given:  # noqa: SLF001
+            policy = copy.copy(cast("FocusPolicy", self._given["focus"]))
+            policy.drop_caches()
+            other._given["focus"] = policy  # noqa: SLF001
+        sinks = tuple(
+            sink if isinstance(sink, str) else _LentSink(sink)
+            for sink in self.config.telemetry.sinks
+        )
+        other.config = self.config.replace(sinks=sinks)
+        return other
+
+    def _name(self, role: str, given: object, kind: type) -> str | None:
+        """Return the name of what was given, None if nothing was; objects are kept."""
+        if given is None or isinstance(given, str):
+            return given
+        if isinstance(given, kind):
+            self._given[role] = given
+            return str(getattr(given, "name", type(given).__name__))
+        message = (
+            f"{role} of type {type(given).__name__} is not understood; give a provider's name, "
+            f"one of {', '.join(self.plugins.names(role))}"
+        )
+        raise ConfigError(message, field=role, value=type(given).__name__)
