@@ -8,11 +8,13 @@ import attrs
 import numpy as np
 
 from megacontext_sdk.errors import ConfigError, InvariantError, QuotaError
-from megacontext_sdk.memory.chain import MAX_COMMIT_BYTES, frozen
+from megacontext_sdk.memory.chain import FLAG_FORGOTTEN, MAX_COMMIT_BYTES, frozen
 from megacontext_sdk.memory.lod import MAX_LOD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from megacontext_sdk.contracts.arrays import Ids, Indices
     from megacontext_sdk.contracts.storage import GistBatch
@@ -25,6 +27,7 @@ __all__ = [
     "check_key",
     "check_messages",
     "check_numbers",
+    "check_remembered",
     "check_span",
     "checked_ids",
     "head_of",
@@ -107,6 +110,25 @@ def check_key(key: bytes) -> None:
             "an idempotency key is 16 bytes, not all zero; hash what you have to that length",
             field="idempotency_key",
             value=None,
+        )
+
+
+def check_remembered(rows: NDArray[np.void], seq: int) -> None:
+    """Check that none of the messages of a repeated append was forgotten meanwhile.
+
+    Args:
+        rows: MESSAGE[n], of the commit with the key.
+        seq: its number.
+
+    Raises:
+        ConfigError: one was; storing it again must be asked for.
+    """
+    if (rows["flags"] & FLAG_FORGOTTEN).any():
+        raise ConfigError(
+            f"what commit {seq} stored under this idempotency key was forgotten; use a new key to "
+            "append it again",
+            field="idempotency_key",
+            value="forgotten",
         )
 
 

@@ -17,6 +17,7 @@ from megacontext_sdk.contracts.gist import Gists
 from megacontext_sdk.contracts.storage import GistBatch
 from megacontext_sdk.errors import ConfigError, ModelError
 from megacontext_sdk.memory.encoder_table import EncoderTable
+from megacontext_sdk.memory.forgotten import filled
 from megacontext_sdk.memory.gist_rows import GistCache
 from megacontext_sdk.memory.lod import BLOCK_SIZE, MAX_LOD, n_nodes
 from megacontext_sdk.memory.provenance import trust_of_blocks
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from megacontext_sdk.contracts.arrays import Bools, Floats, Ids, Indices
+    from megacontext_sdk.contracts.arrays import Bools, Bytes2D, Floats, Ids, Indices
     from megacontext_sdk.contracts.gist import GistEncoder, GistServices
     from megacontext_sdk.memory.gist_rows import RowCodec
     from megacontext_sdk.memory.journal import Journal
@@ -64,8 +65,10 @@ class GistStore:
         cache_rows: decoded rows kept in memory.
         read_only: store nothing; what is missing is computed for this process.
         stand_ins: serve what the encoder fails to make; without them such reads raise.
+        filler_id: stands for forgotten tokens; no encoder ever sees them.
 
     Attributes:
+        encoder: as given.
         encode_calls: nodes encoded so far by this process, by level.
         last_error: why gists are missing, after the encoder failed; None while all is well.
     """
@@ -80,6 +83,7 @@ class GistStore:
         *,
         read_only: bool = False,
         stand_ins: StandIns | None = None,
+        filler_id: int = 0,
     ) -> None:
         self.codec = codec
         self.cache = GistCache(cache_rows, codec.slots, codec.width)
@@ -88,7 +92,8 @@ class GistStore:
         self.table = EncoderTable(journal)
         self.version: int | None = None
         self._journal = journal
-        self._encoder = encoder
+        self.encoder = encoder
+        self._filler_id = filler_id
         self._services = services
         self._read_only = read_only
         self.stand_ins = stand_ins
@@ -104,9 +109,9 @@ class GistStore:
         """
         info = self._services.info
         if self._read_only:
-            self.version = self.table.find(self._encoder, self.codec, info)
+            self.version = self.table.find(self.encoder, self.codec, info)
             return
-        self.version = self.table.register(self._encoder, self.codec, info)
+        self.version = self.table.register(self.encoder, self.codec, info)
         self.grow()
 
     def count(self, lod: int) -> int:
@@ -294,18 +299,37 @@ class GistStore:
 
     # --- the encoder, which is foreign code --------------------------------------------------
 
+    def made(self, lod: int, first: int, below: Ids | Bytes2D) -> Bytes2D:
+        """Return rows as they are stored, uint8[n, row_bytes], of nodes whose content is given.
+
+        Args:
+            lod: their level.
+            first: the first of them, to name it in an error.
+            below: at LOD1 ids int32[n, 32], above it stored rows of children uint8[n * 32, ...].
+
+        Raises:
+            ModelError: the encoder fails, or its numbers cannot be stored.
+        """
+        if lod == 1:
+            gists = self._encode_blocks(below.astype(np.int32, copy=False))
+        else:
+            gists = self._encode_gists(lod, self.codec.decode(below.astype(np.uint8, copy=False)))
+        raw = self.codec.encode(gists)
+        self._checked(lod, first, self.codec.decode(raw))
+        return raw
+
     def _encode_blocks(self, ids: Ids) -> Gists:
-        encode = self._encoder.encode_blocks
-        return self._encode(1, len(ids), lambda: encode(ids, self._services))
+        encode, known = self.encoder.encode_blocks, filled(ids, self._filler_id)
+        return self._encode(1, len(ids), lambda: encode(known, self._services))
 
     def _encode_gists(self, lod: int, children: Gists) -> Gists:
-        encode = self._encoder.encode_gists
+        encode = self.encoder.encode_gists
         n = len(children.rows) // BLOCK_SIZE
         return self._encode(lod, n, lambda: encode(lod, children, self._services))
 
     def _encode(self, lod: int, n: int, encode: Callable[[], Gists]) -> Gists:
         """Run the encoder; whatever it raises, or another shape than asked, is a `ModelError`."""
-        name, codec = self._encoder.name, self.codec
+        name, codec = self.encoder.name, self.codec
         self.encode_calls[lod] = self.encode_calls.get(lod, 0) + n
         try:
             gists = encode()
@@ -327,10 +351,10 @@ class GistStore:
         wrong = ~np.isfinite(gists.rows).all(axis=(1, 2)) | ~np.isfinite(gists.aux).all(axis=1)
         node = f"LOD{lod}:{first + int(np.flatnonzero(wrong)[0])}"
         message = (
-            f"gist encoder {self._encoder.name!r} made numbers for {node} that "
+            f"gist encoder {self.encoder.name!r} made numbers for {node} that "
             f"{self.codec.dtype!r} cannot hold; check the embedding table or use gist_dtype='f4'"
         )
-        raise ModelError(message, encoder=self._encoder.name, lod=lod)
+        raise ModelError(message, encoder=self.encoder.name, lod=lod)
 
     def _trust(self, first: int, stop: int) -> NDArray[np.uint8]:
         return trust_of_blocks(self._journal, first, stop)

@@ -35,6 +35,7 @@ from megacontext_sdk.memory.checks import (
     check_gists,
     check_key,
     check_messages,
+    check_remembered,
     checked_ids,
     head_of,
 )
@@ -375,9 +376,10 @@ class Journal(JournalReader):
     def _holds(self, receipt: CommitReceipt, ids: Ids, messages: Sequence[MessageRecord]) -> bool:
         """Tell whether a commit holds this content; times may differ, a retry is later."""
         first, stop = receipt.first_message, receipt.first_message + receipt.n_messages
+        rows = self.messages(first, stop)
+        check_remembered(rows, receipt.seq)
         if receipt.n_messages != len(messages) or receipt.span.n_tokens != len(ids):
             return False
-        rows = self.messages(first, stop)
         same = all(
             (message.role, message.trust, message.flags, message.n_tokens)
             == (row["role"], row["trust"], row["flags"], row["n_tokens"])

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from megacontext_sdk.contracts.arrays import Indices
+    from megacontext_sdk.memory.lod import Span
     from megacontext_sdk.memory.terms import Term
 
 __all__ = ["LexicalIndex", "LexicalRow"]
@@ -161,7 +162,7 @@ class LexicalIndex:
                 return
             self._open_or_discard()
 
-    def add(self, rows: Sequence[LexicalRow]) -> None:
+    def add(self, rows: Sequence[LexicalRow], *, covers: Span | None = None) -> None:
         """Index rows, in one transaction.
 
         If the file turns out to be damaged or the disk full, the index starts anew, and takes no
@@ -169,15 +170,17 @@ class LexicalIndex:
 
         Args:
             rows: in order of their spans, behind what is indexed already.
+            covers: tokens they stand for, if not all of these have a row (forgotten ones).
         """
-        if not rows:
+        if covers is None and not rows:
             return
+        start, end = covers or (rows[0].start, rows[-1].end)
         with self._lock:
             self.open()
-            if self._is_behind and rows[0].start > self._end:
+            if self._is_behind and start > self._end:
                 return
             self._is_behind = False
-            self._guarded(lambda db: self._insert(db, rows), None)
+            self._guarded(lambda db: self._insert(db, rows, end), None)
 
     def search(self, query: str | Mapping[str, float], k: int) -> LexicalHits:
         """Return the k best rows by their own score alone.
@@ -305,7 +308,9 @@ class LexicalIndex:
             "SELECT id, start + n_tokens FROM spans ORDER BY id DESC LIMIT 1"
         ).fetchone()
         db.execute("SELECT rowid FROM terms WHERE terms MATCH '\"a\"' LIMIT 1").fetchone()
-        return (0, 0) if last is None else (int(last[0]), int(last[1]))
+        beyond = db.execute("SELECT value FROM meta WHERE key = 'end'").fetchone()
+        n_rows, end = last or (0, 0)
+        return int(n_rows), max(int(end), 0 if beyond is None else int(beyond[0]))
 
     @staticmethod
     def _read_size(db: sqlite3.Connection) -> int:
@@ -353,7 +358,7 @@ class LexicalIndex:
 
     # -- rows ---------------------------------------------------------------------------------
 
-    def _insert(self, db: sqlite3.Connection, rows: Sequence[LexicalRow]) -> None:
+    def _insert(self, db: sqlite3.Connection, rows: Sequence[LexicalRow], end: int) -> None:
         first = self._n_rows + 1
         db.execute("BEGIN IMMEDIATE")
         try:
@@ -365,13 +370,15 @@ class LexicalIndex:
                 "INSERT INTO terms(rowid, text) VALUES (?, ?)",
                 ((i, _storable(row.text)) for i, row in enumerate(rows, first)),
             )
+            if not rows or end > rows[-1].end:
+                db.execute("INSERT OR REPLACE INTO meta VALUES ('end', ?)", (end,))
             db.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
             raise
         self._n_rows += len(rows)
-        self._end = rows[-1].end
+        self._end = end
 
     def _count_rows_before(self, db: sqlite3.Connection, token_index: int) -> int:
         """Return how many rows begin before a token: row numbers and spans rise together."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from megacontext_sdk.memory.forgotten import filled
 from megacontext_sdk.memory.lod import BLOCK_SIZE
 
 if TYPE_CHECKING:
@@ -27,16 +28,20 @@ class StandIns:
         encoder: needs nothing that may fail; as many slots as the active one.
         journal: has the blocks.
         services: what the encoder may ask of the session.
+        filler_id: stands for forgotten tokens.
 
     Attributes:
         n_made: gists made so far.
     """
 
-    def __init__(self, encoder: GistEncoder, journal: Journal, services: GistServices) -> None:
+    def __init__(
+        self, encoder: GistEncoder, journal: Journal, services: GistServices, *, filler_id: int = 0
+    ) -> None:
         self.n_made = 0
         self._encoder = encoder
         self._journal = journal
         self._services = services
+        self._filler_id = filler_id
 
     @property
     def name(self) -> str:
@@ -50,6 +55,7 @@ class StandIns:
 
     def _make(self, lod: int, nodes: Indices) -> Gists:
         if lod == 1:
-            return self._encoder.encode_blocks(self._journal.blocks(nodes), self._services)
+            ids = filled(self._journal.blocks(nodes), self._filler_id)
+            return self._encoder.encode_blocks(ids, self._services)
         below = (nodes[:, None] * BLOCK_SIZE + np.arange(BLOCK_SIZE)).reshape(-1)
         return self._encoder.encode_gists(lod, self._make(lod - 1, below), self._services)

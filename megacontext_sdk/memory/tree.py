@@ -15,10 +15,11 @@ import numpy as np
 from megacontext_sdk.errors import ConfigError
 from megacontext_sdk.memory import lod as levels
 from megacontext_sdk.memory.access import AccessCounts
+from megacontext_sdk.memory.forgotten import filled
 from megacontext_sdk.memory.gist_rows import RowCodec
 from megacontext_sdk.memory.gist_store import GistStore
 from megacontext_sdk.memory.journal import OP_APPEND
-from megacontext_sdk.memory.lod import BLOCK_SIZE, NodeId
+from megacontext_sdk.memory.lod import BLOCK_SIZE, NodeId, Span
 from megacontext_sdk.memory.stand_in import StandIns
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
     from megacontext_sdk.contracts.gist import GistEncoder, GistServices
     from megacontext_sdk.errors import ModelError
     from megacontext_sdk.memory.journal import Journal, MessageRecord, Ticket
-    from megacontext_sdk.memory.lod import Span
     from megacontext_sdk.memory.precision import PrecisionTable
 
 __all__ = ["MegaContextTree", "TreeStats"]
 
 _TAIL_GISTS = 5
+_PAGE_TOKENS = 2**16
 
 
 @attrs.frozen(kw_only=True)
@@ -85,6 +86,10 @@ class MegaContextTree:
         precision: counts exact things in blocks; without one every block counts zero.
         read_only: write neither gists nor counts; what is missing is computed for this process.
         provisional: encoder that stands in, in memory only, where the other one fails.
+        filler_id: what models and encoders are shown in place of forgotten tokens.
+
+    Attributes:
+        filler_id: as given.
 
     Raises:
         ConfigError: an unknown type, or gists too wide to store.
@@ -102,12 +107,18 @@ class MegaContextTree:
         precision: PrecisionTable | None = None,
         read_only: bool = False,
         provisional: GistEncoder | None = None,
+        filler_id: int = 0,
     ) -> None:
         width = services.info.hidden_size
         codec = RowCodec(encoder.gist_slots, width, encoder.aux_size, gist_dtype)
         self._journal = journal
         self._services = services
-        stand_ins = None if provisional is None else StandIns(provisional, journal, services)
+        self.filler_id = filler_id
+        stand_ins = (
+            None
+            if provisional is None
+            else StandIns(provisional, journal, services, filler_id=filler_id)
+        )
         self._gists = GistStore(
             journal,
             encoder,
@@ -116,6 +127,7 @@ class MegaContextTree:
             gist_cache_rows,
             read_only=read_only,
             stand_ins=stand_ins,
+            filler_id=filler_id,
         )
         self._access = AccessCounts(access_path, read_only=read_only)
         self._precision = precision
@@ -128,6 +140,13 @@ class MegaContextTree:
         """
         self._gists.open()
         self._access.open()
+
+    def over(self, journal: Journal) -> MegaContextTree:
+        """Return the tree of another memory with the same encoder; it counts no accesses."""
+        dtype = self._gists.codec.dtype
+        return MegaContextTree(
+            journal, self._gists.encoder, self._services, gist_dtype=dtype, filler_id=self.filler_id
+        )
 
     def flush(self) -> None:
         """Make everything accepted durable, and write the access counts.
@@ -168,6 +187,11 @@ class MegaContextTree:
     def top_lod(self) -> int:
         """Highest level with a complete node."""
         return levels.top_lod(self.n_tokens)
+
+    @property
+    def gist_store(self) -> GistStore:
+        """Builds and reads the gists."""
+        return self._gists
 
     @property
     def encode_calls(self) -> Mapping[int, int]:
@@ -297,7 +321,7 @@ class MegaContextTree:
     # --- reading -----------------------------------------------------------------------------
 
     def token_ids(self, span: Span) -> Ids:
-        """Return the ids of a span, int32[n].
+        """Return the ids of a span, int32[n], -1 where forgotten.
 
         Raises:
             ConfigError: the span is no part of the history.
@@ -305,8 +329,21 @@ class MegaContextTree:
         self._check_span(span)
         return self._journal.token_ids(span)
 
+    def is_forgotten(self, span: Span) -> bool:
+        """Tell whether every token of a span was forgotten; of an empty span none was.
+
+        Raises:
+            ConfigError: the span is no part of the history.
+        """
+        self._check_span(span)
+        parts = range(span.start, span.end, _PAGE_TOKENS)
+        return span.n_tokens > 0 and all(
+            bool((self.token_ids(Span(at, min(at + _PAGE_TOKENS, span.end))) < 0).all())
+            for at in parts
+        )
+
     def token_ids_of_blocks(self, blocks: Indices) -> Ids:
-        """Return the ids of full blocks, int32[n, 32].
+        """Return the ids of full blocks, int32[n, 32], -1 where forgotten.
 
         Raises:
             ConfigError: a block that is not full.
@@ -341,7 +378,7 @@ class MegaContextTree:
             ids = self.tail
         else:
             ids = self.token_ids_of_blocks(np.array([node.index]))[0]
-        rows: Floats = self._services.embedding_table()[ids]
+        rows: Floats = self._services.embedding_table()[filled(ids, self.filler_id)]
         return rows
 
     def tail_gists(self) -> Floats:

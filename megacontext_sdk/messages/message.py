@@ -12,7 +12,7 @@ import numpy as np
 from megacontext_sdk.memory.lod import Span
 from megacontext_sdk.messages.body import decode_body
 from megacontext_sdk.messages.content import EPOCH
-from megacontext_sdk.messages.roles import CONTINUES, ROLES, SETTING, Trust
+from megacontext_sdk.messages.roles import CONTINUES, FORGOTTEN, ROLES, SETTING, Trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,11 +33,13 @@ class Message:
     Attributes:
         message_id: its number; parts of one reply share the number of the first.
         role: "user", "assistant", "system" or "tool".
-        text: what was said; for raw ids the text of the tokens.
+        text: what was said; for raw ids, and for what is left of a message that was forgotten in
+            part, the text of the tokens.
         span: its tokens, chat format included.
-        source, actor, metadata: as given when it was appended.
+        source, actor, metadata: as given when it was appended; empty once it was forgotten.
         trust: how far it is trusted.
         timestamp: when, in UTC.
+        is_forgotten: its content was forgotten, all of it or a part.
     """
 
     message_id: int
@@ -49,6 +51,7 @@ class Message:
     trust: Trust
     metadata: dict[str, object]
     timestamp: datetime
+    is_forgotten: bool = False
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON-like values."""
@@ -62,6 +65,7 @@ class Message:
             "trust": self.trust.name.lower(),
             "metadata": dict(self.metadata),
             "timestamp": self.timestamp.isoformat(),
+            "is_forgotten": self.is_forgotten,
         }
 
 
@@ -152,6 +156,7 @@ def _message(
         trust=Trust(min(int(row["trust"]) for row in rows)),
         metadata=merged,
         timestamp=EPOCH + timedelta(microseconds=int(head["ts_us"])),
+        is_forgotten=bool((rows["flags"] & FORGOTTEN).any()),
     )
 
 

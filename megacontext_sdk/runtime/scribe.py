@@ -14,6 +14,8 @@ import attrs
 import numpy as np
 
 from megacontext_sdk.errors import ConfigError
+from megacontext_sdk.memory.checks import check_remembered
+from megacontext_sdk.memory.forgotten import remaining
 from megacontext_sdk.memory.journal import OP_APPEND, OP_GENERATE, MessageRecord
 from megacontext_sdk.memory.lexical import LexicalRow
 from megacontext_sdk.memory.lod import Span
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from megacontext_sdk.memory.journal import CommitReceipt, Journal, Ticket
     from megacontext_sdk.memory.lexical import LexicalIndex
     from megacontext_sdk.memory.tree import MegaContextTree
-    from megacontext_sdk.messages import ChatFormat, MessageDraft
+    from megacontext_sdk.messages import ChatFormat, Message, MessageDraft
 
 __all__ = ["PIECE_TOKENS", "ReplyScribe", "Scribe", "Written"]
 
@@ -42,7 +44,8 @@ PIECE_TOKENS = 128
 """Longer messages enter the lexical index in pieces of this many tokens."""
 
 _MAX_KEY_CHARACTERS = 1024
-_CATCH_UP_MESSAGES = 256
+_CATCH_UP_MESSAGES = 1024
+_CATCH_UP_TOKENS = 2**20  # read at once; a page of longer messages is read one by one
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -162,6 +165,8 @@ class Scribe:
         return parts
 
     def _repeated(self, known: CommitReceipt, ids: Ids) -> Written:
+        first = known.first_message
+        check_remembered(self._journal.messages(first, first + known.n_messages), known.seq)
         stored = self._tree.token_ids(known.span)
         # The first message of a history carries its opening; a retry comes without it.
         if not np.array_equal(stored[len(stored) - len(ids) :], ids):
@@ -191,19 +196,25 @@ class Scribe:
         self._lexical.add(rows)
 
     def index_rows(self, message: int, start: int, ids: Ids, text: str | None) -> list[LexicalRow]:
-        """Return the rows of one message: one, or pieces of 128 tokens cut on block boundaries."""
+        """Return the rows of one message: one, or pieces of 128 tokens cut on block boundaries.
+
+        A piece that was forgotten has no row.
+        """
         end = start + len(ids)
         if len(ids) <= PIECE_TOKENS:
-            shown = self._tokenizer.decode(ids, special=False) if text is None else text
-            return [LexicalRow(message, start, end, shown)]
+            shown = self._decoded(ids) if text is None else text
+            is_gone = bool((ids < 0).all())
+            return [] if is_gone else [LexicalRow(message, start, end, shown)]
         first_cut = start // PIECE_TOKENS * PIECE_TOKENS + PIECE_TOKENS
         cuts = [start, *range(first_cut, end, PIECE_TOKENS), end]
         return [
-            LexicalRow(
-                message, a, b, self._tokenizer.decode(ids[a - start : b - start], special=False)
-            )
+            LexicalRow(message, a, b, self._decoded(left))
             for a, b in itertools.pairwise(cuts)
+            if len(left := remaining(ids[a - start : b - start]))
         ]
+
+    def _decoded(self, ids: Ids) -> str:
+        return self._tokenizer.decode(remaining(ids), special=False)
 
     def repair_index(self) -> None:
         """Index anew what a reset of the index in mid-session has lost."""
@@ -216,19 +227,37 @@ class Scribe:
         first, n_messages = self._first_unindexed(), self._journal.n_messages
         for at in range(first, n_messages, _CATCH_UP_MESSAGES):
             stop = min(at + _CATCH_UP_MESSAGES, n_messages)
-            rows: list[LexicalRow] = []
-            for message in load_messages(self._journal, at, stop, self._short_text):
-                ids = self._tree.token_ids(message.span)
-                rows += self.index_rows(message.message_id, message.span.start, ids, message.text)
-                n_indexed += 1
-            self._lexical.add(rows)
+            page = load_messages(self._journal, at, stop, self._short_text)
+            if page:
+                self._lexical.add(
+                    self._page_rows(page), covers=Span(page[0].span.start, page[-1].span.end)
+                )
+            n_indexed += len(page)
         return n_indexed
+
+    def _page_rows(self, page: Sequence[Message]) -> list[LexicalRow]:
+        """Return the rows of neighbouring messages; their tokens are read at once if they are few.
+
+        A message that was forgotten has no row.
+        """
+        start, end = page[0].span.start, page[-1].span.end
+        is_short = end - start <= _CATCH_UP_TOKENS
+        known = self._tree.token_ids(Span(start, end)) if is_short else None
+        rows: list[LexicalRow] = []
+        for message in page:
+            span = message.span
+            if known is None:
+                ids = self._tree.token_ids(span)
+            else:
+                ids = known[span.start - start : span.end - start]
+            rows += self.index_rows(message.message_id, span.start, ids, message.text)
+        return rows
 
     def _short_text(self, span: Span) -> str:
         """Return the text of raw ids; long ones are decoded piece by piece anyway."""
         if span.n_tokens > PIECE_TOKENS:
             return ""
-        return self._tokenizer.decode(self._tree.token_ids(span), special=False)
+        return self._tokenizer.decode(remaining(self._tree.token_ids(span)), special=False)
 
     def _first_unindexed(self) -> int:
         end = self._lexical.end

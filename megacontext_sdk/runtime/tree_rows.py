@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from megacontext_sdk.memory.forgotten import filled
 from megacontext_sdk.memory.lod import BLOCK_SIZE
 
 if TYPE_CHECKING:
@@ -32,7 +33,10 @@ class TreeRows:
         self._tree = tree
 
     def token_ids_at(self, indices: Indices) -> Ids:
-        """Return token ids at absolute token indices, int32[n], in one batched read."""
+        """Return token ids at absolute token indices, int32[n], in one batched read.
+
+        A forgotten token is shown as the filler: the layout keeps its row.
+        """
         blocks, at = np.unique(indices // BLOCK_SIZE, return_inverse=True)
         ids = np.zeros((len(blocks), BLOCK_SIZE), dtype=np.int32)
         full = blocks < self._tree.n_blocks
@@ -42,7 +46,7 @@ class TreeRows:
             tail = self._tree.tail
             ids[-1, : len(tail)] = tail
         result: Ids = ids[at, indices % BLOCK_SIZE]
-        return result
+        return filled(result, self._tree.filler_id)
 
     def gists(self, lod: int, indices: Indices) -> Floats:
         """Return gist rows of nodes of one level, float32[n, S, d]."""

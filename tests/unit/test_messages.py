@@ -416,6 +416,7 @@ def test_a_message_as_a_dict_is_plain_json():
         "trust": "system",
         "metadata": {"a": 1},
         "timestamp": "1970-01-01T00:00:01+00:00",
+        "is_forgotten": False,
     }
     assert expected == msgspec.json.decode(msgspec.json.encode(message.to_dict()))
 
