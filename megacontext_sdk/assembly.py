@@ -10,29 +10,27 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import attrs
-import msgspec
 
 from megacontext_sdk.arguments import check_flags
 from megacontext_sdk.builtin.mean_gist import MeanGistEncoder
 from megacontext_sdk.builtin.recency import RecencyFocus
 from megacontext_sdk.config import Config
-from megacontext_sdk.errors import ConfigError, MegaContextError, StorageError, shown
-from megacontext_sdk.events import SessionClosedEvent, SessionOpenedEvent
+from megacontext_sdk.errors import ConfigError, StorageError, shown
+from megacontext_sdk.events import SessionOpenedEvent
 from megacontext_sdk.focus.refocus import Refocuser
 from megacontext_sdk.focus.view import ViewBuilder
 from megacontext_sdk.focus.working_context import WorkingContext
 from megacontext_sdk.memory.lexical import LexicalIndex
-from megacontext_sdk.memory.lod import Span
 from megacontext_sdk.memory.precision import PrecisionTable
 from megacontext_sdk.memory.tree import MegaContextTree
 from megacontext_sdk.memory.vault import Fingerprints, open_memory
 from megacontext_sdk.messages import ChatFormat
+from megacontext_sdk.parts import Parts, saved_layout
 from megacontext_sdk.plugins import Plugins, default_plugins
 from megacontext_sdk.providers import Providers, open_model
-from megacontext_sdk.runtime import trace
 from megacontext_sdk.runtime.scribe import Scribe
 from megacontext_sdk.runtime.state import SessionState
 from megacontext_sdk.runtime.tree_rows import TreeRows
@@ -42,174 +40,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from megacontext_sdk.contracts.model import ModelAdapter
-    from megacontext_sdk.contracts.runtime import RuntimeLoop
     from megacontext_sdk.events import Telemetry
-    from megacontext_sdk.focus.applied import AppliedPlan
-    from megacontext_sdk.memory.journal import Journal
     from megacontext_sdk.memory.vault import OpenedMemory
     from megacontext_sdk.providers import ModelLease
 
-    Layout = Mapping[str, object]
-
-__all__ = ["Parts", "Wiring", "assemble", "assemble_over"]
-
-_LAYOUT_FILE = "layout.msgpack"
+__all__ = ["Wiring", "assemble", "assemble_over"]
 
 
 def _now_us() -> int:
     return time.time_ns() // 1000
-
-
-@attrs.define(eq=False, kw_only=True)
-class Parts:
-    """What a session is made of. Whoever holds it sees the new rooms after a renewal.
-
-    Attributes:
-        wiring: how they were put together.
-        memory: the opened directory and its journal.
-        state: tree, working context, model, pager.
-        loop: the runtime loop.
-        scribe: the one way into the memory.
-        lexical: the lexical index.
-        gist_name: the encoder, for people.
-        gists_rebuilt: gists that were missing when the memory was opened, and were made.
-    """
-
-    wiring: Wiring
-    memory: OpenedMemory
-    state: SessionState
-    loop: RuntimeLoop
-    scribe: Scribe
-    lexical: LexicalIndex
-    gist_name: str
-    gists_rebuilt: int
-
-    @property
-    def plugins(self) -> Plugins:
-        """Hooks and catalogue."""
-        return self.wiring.providers.plugins
-
-    @property
-    def read_only(self) -> bool:
-        """No writes."""
-        return self.wiring.read_only
-
-    @property
-    def storage_name(self) -> str:
-        """The backend, for people."""
-        return self.wiring.providers.storage
-
-    @property
-    def durability(self) -> str:
-        """What an append waits for."""
-        return self.state.config.storage.durability if self.path is not None else "none"
-
-    @property
-    def journal(self) -> Journal:
-        """Commits and messages."""
-        return self.memory.journal
-
-    @property
-    def tree(self) -> MegaContextTree:
-        """The history."""
-        return self.state.tree
-
-    @property
-    def path(self) -> Path | None:
-        """The memory's directory."""
-        return self.memory.path
-
-    def check_span(self, span: object) -> Span:
-        """Return a span inside the history.
-
-        Raises:
-            ConfigError: no pair of whole numbers, reversed, or outside the history.
-        """
-        n_tokens = self.tree.n_tokens
-        ends = tuple(span) if isinstance(span, Span | tuple | list) else ()
-        whole = len(ends) == 2 and all(type(end) is int for end in ends)
-        if not whole or not 0 <= ends[0] <= ends[1] <= n_tokens:
-            message = (
-                f"span {shown(span)} must be (start, end) with 0 <= start <= end <= {n_tokens}"
-            )
-            raise ConfigError(message, field="span", value=shown(span))
-        return Span(*ends)
-
-    def save_pins(self) -> None:
-        """Keep the pins with the memory."""
-        self.state.save_pins().wait()
-
-    def save(self) -> None:
-        """Make gists, counts and the layout durable; losing the layout is harmless."""
-        self.tree.flush()
-        self.journal.flush()
-        if self.memory.cache_dir is not None and self.state.wc.n_tokens:
-            path = self.memory.cache_dir / _LAYOUT_FILE
-            temporary = path.with_suffix(".tmp")
-            temporary.unlink(missing_ok=True)  # a link planted here is not written through
-            temporary.write_bytes(msgspec.msgpack.encode(self.state.wc.save()))
-            temporary.chmod(0o600)
-            temporary.replace(path)
-
-    def renew(self, memory: OpenedMemory, *, keep_layout: bool) -> None:
-        """Put the rooms together again over another generation, or for another encoder.
-
-        Everything hot is dropped: decoded gists, keys and values, the policy's caches, the lexical
-        index. On an error the parts hold `memory`, so that closing them closes it.
-
-        Args:
-            memory: the new generation; the one before it is closed.
-            keep_layout: go on with the present entries; indices did not move.
-        """
-        layout = self.state.wc.save() if keep_layout and self.state.wc.n_tokens else None
-        step = self.state.step
-        self.lexical.close()
-        self.state.close()
-        self.memory = memory
-        new = self.wiring.parts(memory)
-        new.state.step = step
-        try:
-            new.catch_up(layout)
-        except BaseException:
-            new.lexical.close()
-            raise
-        for field in attrs.fields(Parts):
-            setattr(self, field.name, getattr(new, field.name))
-
-    def catch_up(self, layout: Layout | None) -> None:
-        """Bring caches in line with the history: lexical index, layout, pins.
-
-        Args:
-            layout: entries to go on with; None lays the history out anew.
-        """
-        self.lexical.open()
-        self.scribe.catch_up()
-        self.state.hold_system_prompt()
-        wc, n_tokens = self.state.wc, self.tree.n_tokens
-        if layout is None or not _restore_layout(self, layout):
-            _report(self, wc.lay_out(n_tokens))
-        _report(self, wc.extend(n_tokens))
-        _restore_pins(self)
-
-    def close(self, error: BaseException | None = None) -> None:
-        """Save what is worth saving and close everything."""
-        with ExitStack() as stack:
-            stack.callback(self.wiring.lease.release)
-            stack.callback(self.state.close)
-            stack.callback(self.memory.close)
-            stack.callback(self.lexical.close)
-            stack.callback(self.tree.close)
-            stack.callback(self.state.telemetry.close)
-            self.state.telemetry.emit(
-                SessionClosedEvent(
-                    step=self.state.step,
-                    epoch=self.state.wc.epoch,
-                    n_tokens=self.state.wc.n_tokens,
-                    error=None if error is None else type(error).__name__,
-                )
-            )
-            if not self.read_only:
-                self.save()
 
 
 def assemble(
@@ -237,7 +76,7 @@ def assemble(
     with ExitStack() as stack:
         lease = open_model(plugins, model)
         stack.callback(lease.release)
-        providers = Providers(plugins, resolved, storage=storage, focus=focus, gist=gist)
+        providers = Providers.take(plugins, resolved, storage=storage, focus=focus, gist=gist)
         providers.check()
         wiring = Wiring(providers=providers, lease=lease, read_only=read_only)
         memory = wiring.open(_checked_path(path), create=create, at=at, name=name)
@@ -270,7 +109,7 @@ def _opened(wiring: Wiring, memory: OpenedMemory, stack: ExitStack) -> Parts:
     parts = wiring.parts(memory)
     stack.callback(parts.lexical.close)
     _announce(parts)
-    parts.catch_up(_saved_layout(parts))
+    parts.catch_up(saved_layout(parts))
     return parts
 
 
@@ -342,6 +181,10 @@ class Wiring:
             extra["at_seq"] = self.at = self._commit_at(path, at)
         return self._open(path, create=create, extra=extra)
 
+    def open_beside(self, root: bytes) -> OpenedMemory:
+        """Open an empty memory in this process whose chain begins as another one's."""
+        return self._open(None, create=True, extra={"root": root})
+
     def _commit_at(self, path: Path | None, at: str | int) -> int:
         """Look up what `at` means: names are settings of the present, not of that time."""
         if not self.read_only:
@@ -385,6 +228,7 @@ class Wiring:
             precision=PrecisionTable(self.adapter.tokenizer, info.vocab_size),
             provisional=MeanGistEncoder(budget.gist_slots),
             read_only=self.read_only,
+            filler_id=self._filler_id(),
         )
         tree.open()
         lexical = LexicalIndex(_in(memory.cache_dir, "lexical.sqlite"), identity=memory.meta.root)
@@ -420,6 +264,11 @@ class Wiring:
             gists_rebuilt=sum(tree.encode_calls.values()),
         )
 
+    def _filler_id(self) -> int:
+        """Return what a model is shown in place of a forgotten token: a line break, if it can."""
+        ids = self.adapter.tokenizer.encode("\n")
+        return int(ids[-1]) if len(ids) else 0
+
 
 def _in(folder: Path | None, name: str) -> Path | None:
     return None if folder is None else folder / name
@@ -444,47 +293,3 @@ def _announce(parts: Parts) -> None:
             w_max=state.budget.w_max,
         )
     )
-
-
-def _report(parts: Parts, applied: AppliedPlan) -> None:
-    """Count and report what opening did to the working context."""
-    if applied.added or applied.moves:
-        parts.state.rows.note_moves(applied.moves)
-        trace.assemble(parts.state, applied, 0.0)
-
-
-def _restore_pins(parts: Parts) -> None:
-    """Pins are settings of the memory: the saved layout may be older than they are."""
-    stored = cast("list[list[int]]", parts.journal.settings.get("pins", []))
-    wanted = [Span(start, end) for start, end in stored]
-    wc = parts.state.wc
-    for pin in wc.pins:
-        if pin not in wanted:
-            parts.state.take_wish(wc.unpin(pin))
-    for pin in wanted:
-        if pin not in wc.pins:
-            parts.state.take_wish(wc.pin(pin))
-
-
-def _saved_layout(parts: Parts) -> Layout | None:
-    """Return the layout of the last close, None if there is none that can be read."""
-    # Not `cache_dir`: whoever reads only resumes the same layout, too.
-    path = _in(parts.path, f"cache/{_LAYOUT_FILE}")
-    if path is None or parts.wiring.at is not None or not path.exists():
-        return None
-    try:
-        return msgspec.msgpack.decode(path.read_bytes(), type=dict[str, object])
-    except (OSError, msgspec.MsgspecError):
-        return None  # a cache: the initial layout is as good a start
-
-
-def _restore_layout(parts: Parts, saved: Layout) -> bool:
-    """Take up a layout; False if it does not fit."""
-    try:
-        applied = parts.state.wc.restore(saved)
-    except MegaContextError:
-        return False
-    if parts.state.wc.n_tokens > parts.tree.n_tokens:
-        return False
-    _report(parts, applied)
-    return True

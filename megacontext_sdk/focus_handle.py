@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from megacontext_sdk.assembly import Parts
     from megacontext_sdk.contracts.arrays import Floats
+    from megacontext_sdk.parts import Parts
 
     Guard = Callable[[], AbstractContextManager[None]]
 
@@ -62,10 +62,11 @@ class FocusHandle:
 
         Raises:
             ConfigError: a span outside the history.
+            DetailUnavailableError: all its blocks were forgotten.
             BudgetError: it does not fit the share of the window that pins may take.
         """
         with self._writing():
-            checked = self._parts.check_span(span)
+            checked = self._parts.check_detail(span)
             self._parts.state.take_wish(self._parts.state.wc.pin(checked))
             self._parts.save_pins()
             return self.report()
@@ -87,10 +88,11 @@ class FocusHandle:
 
         Raises:
             ConfigError: a span outside the history.
+            DetailUnavailableError: all its blocks were forgotten.
             BudgetError: it does not fit.
         """
         with self._writing():
-            checked = self._parts.check_span(span)
+            checked = self._parts.check_detail(span)
             self._parts.state.take_wish(self._parts.state.wc.expand(checked))
             return self.report()
 

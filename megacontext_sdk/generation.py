@@ -20,9 +20,9 @@ from megacontext_sdk.runtime.reply import ReplyText
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from megacontext_sdk.assembly import Parts
     from megacontext_sdk.contracts.arrays import Ids
     from megacontext_sdk.messages.content import Content
+    from megacontext_sdk.parts import Parts
     from megacontext_sdk.records import GenerateRequest
     from megacontext_sdk.results import FocusReport
     from megacontext_sdk.runtime.scribe import ReplyScribe

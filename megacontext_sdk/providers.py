@@ -102,27 +102,48 @@ class _LentSink(TelemetrySink):
         self._sink.emit(event)
 
 
+@attrs.frozen(eq=False, kw_only=True)
 class Providers:
     """What fills the roles of a session.
 
-    Args:
+    Attributes:
         plugins: who offers what.
         config: names of allocator, positions, runtime and sinks.
-        storage, focus, gist: a name, an object where the role takes one, or None for the default.
-
-    Raises:
-        ConfigError: something that is neither.
+        storage, focus: names, for people; the policy may have been given as an object.
+        gist: the encoder's name, None if nobody asked for one.
+        given: role -> object, where one was given.
     """
 
-    def __init__(
-        self, plugins: Plugins, config: Config, *, storage: object, focus: object, gist: object
-    ) -> None:
-        self.plugins = plugins
-        self.config = config
-        self._given: dict[str, object] = {}
-        self.storage = self._name("storage", storage, str) or "duckdb"
-        self.focus = self._name("focus", focus, FocusPolicy) or "heuristic"
-        self._gist = self._name("gist", gist, GistEncoder)
+    plugins: Plugins
+    config: Config
+    storage: str
+    focus: str
+    gist: str | None
+    given: Mapping[str, object]
+
+    @classmethod
+    def take(
+        cls, plugins: Plugins, config: Config, *, storage: object, focus: object, gist: object
+    ) -> Providers:
+        """Take a name, an object where the role takes one, or None for the default.
+
+        Raises:
+            ConfigError: something that is neither.
+        """
+        kinds = (
+            ("storage", storage, str),
+            ("focus", focus, FocusPolicy),
+            ("gist", gist, GistEncoder),
+        )
+        names = {role: _name(plugins, role, one, kind) for role, one, kind in kinds}
+        return cls(
+            plugins=plugins,
+            config=config,
+            storage=names["storage"] or "duckdb",
+            focus=names["focus"] or "heuristic",
+            gist=names["gist"],
+            given={r: one for r, one, _ in kinds if one is not None and not isinstance(one, str)},
+        )
 
     def check(self) -> None:
         """Resolve every name now, so that a typo is found before a directory is made.
@@ -131,9 +152,9 @@ class Providers:
             UnknownProviderError: nobody offers a name.
             PluginLoadError: somebody does, but it cannot be loaded.
         """
-        names = {"storage": self.storage, "focus": self.focus, "gist": self._gist or _DEFAULT_GIST}
+        names = {"storage": self.storage, "focus": self.focus, "gist": self.gist or _DEFAULT_GIST}
         for role, name in names.items():
-            if role not in self._given:
+            if role not in self.given:
                 self.plugins.resolve(role, name)
         focus = self.config.focus
         self.plugins.resolve("allocator", focus.allocator)
@@ -141,27 +162,27 @@ class Providers:
         if self.config.runtime.runtime != "auto":
             self.plugins.resolve("runtime", self.config.runtime.runtime)
 
-    def take_gist(self, gist: object) -> None:
-        """Use another gist encoder from now on.
+    def with_gist(self, gist: object) -> Providers:
+        """Return the same providers with another gist encoder; None leaves it as it is.
 
         Raises:
             ConfigError: neither a name nor an encoder.
             UnknownProviderError: nobody offers the name.
         """
-        name = self._name("gist", gist, GistEncoder)
-        if gist is not None and not isinstance(gist, str):
-            self._gist = name
-            return
-        if name is not None:
-            self.plugins.resolve("gist", name)
-        self._given.pop("gist", None)
-        self._gist = name
+        if gist is None:
+            return self
+        name = _name(self.plugins, "gist", gist, GistEncoder)
+        others = {role: one for role, one in self.given.items() if role != "gist"}
+        if isinstance(gist, str):
+            self.plugins.resolve("gist", gist)
+            return attrs.evolve(self, gist=name, given=others)
+        return attrs.evolve(self, gist=name, given={**others, "gist": gist})
 
     def gist_name(self, settings: Mapping[str, object]) -> str:
         """Return the encoder in use: the one given, else the memory's own if it is installed."""
         own = settings.get(ENCODER_SETTING)
-        if self._gist is not None or not isinstance(own, str):
-            return self._gist or _DEFAULT_GIST
+        if self.gist is not None or not isinstance(own, str):
+            return self.gist or _DEFAULT_GIST
         if own in self.plugins.names("gist"):
             return own
         _log.warning(
@@ -179,15 +200,15 @@ class Providers:
 
     def make_gist(self, settings: Mapping[str, object], gist_slots: int) -> GistEncoder:
         """Make the encoder in use, or return it if it was given as an object."""
-        if "gist" in self._given:
-            return cast("GistEncoder", self._given["gist"])
+        if "gist" in self.given:
+            return cast("GistEncoder", self.given["gist"])
         factory = self.plugins.resolve("gist", self.gist_name(settings))
         return cast("GistEncoder", factory(gist_slots=gist_slots))
 
     def make_focus(self) -> FocusPolicy:
         """Make the focus policy; one given as an object forgets what it computed before."""
-        if "focus" in self._given:
-            policy = cast("FocusPolicy", self._given["focus"])
+        if "focus" in self.given:
+            policy = cast("FocusPolicy", self.given["focus"])
             policy.drop_caches()
             return policy
         return cast("FocusPolicy", self.plugins.resolve("focus", self.focus)())
@@ -225,28 +246,26 @@ class Providers:
 
     def for_a_fork(self) -> Providers:
         """Return providers for another session beside this one: its own policy, lent sinks."""
-        other = copy.copy(self)
-        other._given = dict(self._given)  # noqa: SLF001 - one of us
-        if "focus" in other._given:  # noqa: SLF001
-            policy = copy.copy(cast("FocusPolicy", self._given["focus"]))
+        given = dict(self.given)
+        if "focus" in given:
+            policy = copy.copy(cast("FocusPolicy", given["focus"]))
             policy.drop_caches()
-            other._given["focus"] = policy  # noqa: SLF001
+            given["focus"] = policy
         sinks = tuple(
             sink if isinstance(sink, str) else _LentSink(sink)
             for sink in self.config.telemetry.sinks
         )
-        other.config = self.config.replace(sinks=sinks)
-        return other
+        return attrs.evolve(self, given=given, config=self.config.replace(sinks=sinks))
 
-    def _name(self, role: str, given: object, kind: type) -> str | None:
-        """Return the name of what was given, None if nothing was; objects are kept."""
-        if given is None or isinstance(given, str):
-            return given
-        if isinstance(given, kind):
-            self._given[role] = given
-            return str(getattr(given, "name", type(given).__name__))
-        message = (
-            f"{role} of type {type(given).__name__} is not understood; give a provider's name, "
-            f"one of {', '.join(self.plugins.names(role))}"
-        )
-        raise ConfigError(message, field=role, value=type(given).__name__)
+
+def _name(plugins: Plugins, role: str, given: object, kind: type) -> str | None:
+    """Return the name of what was given, None if nothing was."""
+    if given is None or isinstance(given, str):
+        return given
+    if isinstance(given, kind):
+        return str(getattr(given, "name", type(given).__name__))
+    message = (
+        f"{role} of type {type(given).__name__} is not understood; give a provider's name, "
+        f"one of {', '.join(plugins.names(role))}"
+    )
+    raise ConfigError(message, field=role, value=type(given).__name__)

@@ -22,8 +22,11 @@ from megacontext_sdk.assembly import assemble
 from megacontext_sdk.errors import ConfigError, ReadOnlyError, SessionClosedError, shown
 from megacontext_sdk.focus_handle import FocusHandle
 from megacontext_sdk.generation import Generation
+from megacontext_sdk.keeping import Keeping
+from megacontext_sdk.memory.forgotten import remaining
 from megacontext_sdk.memory.lod import Span
 from megacontext_sdk.messages import load_messages, parse_content
+from megacontext_sdk.parts import forgotten
 from megacontext_sdk.records import GenerateRequest
 from megacontext_sdk.results import (
     Appended,
@@ -40,10 +43,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from megacontext_sdk.assembly import Parts
     from megacontext_sdk.config import Config
     from megacontext_sdk.messages import Message
     from megacontext_sdk.messages.content import Content
+    from megacontext_sdk.parts import Parts
     from megacontext_sdk.plugins import Plugins
     from megacontext_sdk.results import (
         Audit,
@@ -59,7 +62,7 @@ __all__ = ["MemorySession"]
 _MAX_HITS = 1000
 
 
-class MemorySession:
+class MemorySession(Keeping):
     """One memory, open: append to it, generate from it, look at its focus.
 
     Open one with `MemorySession.open`.
@@ -93,9 +96,10 @@ class MemorySession:
         config: Config | str | Path | None = None,
         read_only: bool = False,
         create: bool = True,
+        at: str | int | None = None,
         plugins: Plugins | None = None,
         **settings: object,
-    ) -> MemorySession:
+    ) -> Self:
         """Open a memory, creating it if it does not exist.
 
         Args:
@@ -108,6 +112,8 @@ class MemorySession:
             config: a `Config`, or a TOML file.
             read_only: refuse every write; nothing on disk changes.
             create: False raises if there is no memory yet.
+            at: show the memory as it was at a snapshot (by name) or a commit (by number); with
+                `read_only=True`.
             plugins: the plugins to use instead of the installed ones.
             **settings: any setting of the configuration, such as `w_max=896`.
 
@@ -128,6 +134,7 @@ class MemorySession:
             config=config,
             read_only=read_only,
             create=create,
+            at=at,
             plugins=plugins,
             settings=settings,
         )
@@ -318,16 +325,20 @@ class MemorySession:
             ]
 
     def read(self, span: Span | tuple[int, int]) -> str:
-        """Return the exact text of a span of tokens, chat markers left out.
+        """Return the exact text of a span of tokens, chat markers and forgotten tokens left out.
 
         Raises:
             ConfigError: a span that is reversed or outside the history.
+            DetailUnavailableError: all of it was forgotten.
         """
         with self._reading():
-            return self._text(self._parts.check_span(span))
+            checked = self._parts.check_span(span)
+            if self._parts.tree.is_forgotten(checked):
+                raise forgotten(checked)
+            return self._text(checked)
 
     def __getitem__(self, key: slice) -> str:
-        """Return the text of tokens `start:stop`."""
+        """Return the text of tokens `start:stop`, without what was forgotten."""
         if not isinstance(key, slice) or key.step not in {None, 1}:
             message = "index a session with a slice of token indices, session[start:stop]"
             raise ConfigError(message, field="span", value=shown(key))
@@ -362,7 +373,7 @@ class MemorySession:
             return audit_window(self._parts.state, check_count("n_rows", n_rows))
 
     def _text(self, span: Span) -> str:
-        ids = self._parts.tree.token_ids(span)
+        ids = remaining(self._parts.tree.token_ids(span))
         return self._parts.state.tokenizer.decode(ids, special=False)
 
     # -- life -----------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from megacontext_sdk.results import Stats
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from megacontext_sdk.assembly import Parts
     from megacontext_sdk.memory.journal import Journal
+    from megacontext_sdk.parts import Parts
 
 __all__ = ["collect_stats", "directory_bytes"]
 

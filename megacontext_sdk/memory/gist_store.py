@@ -354,7 +354,7 @@ class GistStore:
             f"gist encoder {self.encoder.name!r} made numbers for {node} that "
             f"{self.codec.dtype!r} cannot hold; check the embedding table or use gist_dtype='f4'"
         )
-        raise ModelError(message, encoder=self.encoder.name, lod=lod)
+        raise ModelError(message, encoder=self.encoder.name, lod=lod, node=node)
 
     def _trust(self, first: int, stop: int) -> NDArray[np.uint8]:
         return trust_of_blocks(self._journal, first, stop)
