@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["Disk"]
+__all__ = ["REAL_DISK", "Disk"]
 
 _Buffer: TypeAlias = "bytes | bytearray | memoryview"
 _MAX_BUFFERS = 1_024  # IOV_MAX of Linux
@@ -100,6 +100,10 @@ class Disk:
         """Make a directory of mode 0700."""
         path.mkdir(mode=0o700)
 
+    def rmdir(self, path: Path) -> None:
+        """Remove an empty directory."""
+        path.rmdir()
+
     def sync_directory(self, path: Path) -> None:
         """Make the names in a directory durable."""
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -107,3 +111,7 @@ class Disk:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+REAL_DISK = Disk()
+"""The one to use where nothing else is given; it has no state."""

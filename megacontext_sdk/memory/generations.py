@@ -5,27 +5,40 @@ It looks at names only; whether a generation is sound is found out in `memory.va
 
 from __future__ import annotations
 
-import logging
 import re
-import shutil
 from typing import TYPE_CHECKING
 
 from megacontext_sdk.errors import ConfigError
+from megacontext_sdk.memory.durable import remove_file, remove_tree, write_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["check_content", "data_folder", "remove_leftovers", "remove_new"]
+    from megacontext_sdk.contracts.disk import Disk
+    from megacontext_sdk.memory.manifest import MemoryMeta
 
-logger = logging.getLogger(__name__)
+__all__ = [
+    "check_content",
+    "data_folder",
+    "keep_names",
+    "remove_leftovers",
+    "remove_new",
+    "rescue_folder",
+]
 
-_DATA = re.compile(r"data-\d{6}")
-_UNFINISHED = re.compile(r"HEAD|LOCK|READERS|MEMORY\.part|data-000001")
+_DATA = re.compile(r"data-(\d{6})")
+_UNFINISHED = re.compile(r"HEAD|LOCK|READERS|(HEAD|MEMORY)\.part|data-000001")
 
 
 def data_folder(directory: Path, generation: int) -> Path:
     """Return where a generation keeps its data."""
     return directory / f"data-{generation:06d}"
+
+
+def rescue_folder(directory: Path, generation: int) -> Path:
+    """Return where a replaced generation is kept: a memory of its own, with MEMORY and HEAD."""
+    return data_folder(directory / "rescue", generation)
 
 
 def check_content(directory: Path) -> bool:
@@ -48,22 +61,84 @@ def check_content(directory: Path) -> bool:
     return False
 
 
-def remove_leftovers(directory: Path, generation: int) -> None:
-    """Delete what a generation switch left behind, whether it was cut short before or after."""
-    current = data_folder(directory, generation).name
-    for entry in directory.iterdir():
-        if _DATA.fullmatch(entry.name) and entry.name != current and not entry.is_symlink():
-            logger.warning("removing %s, left over by an unfinished switch", entry)
-            shutil.rmtree(entry)
-    (directory / "MEMORY.part").unlink(missing_ok=True)
+def _generations(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Yield the data folders in a folder with their numbers; links are none."""
+    if not folder.is_dir() or folder.is_symlink():
+        return
+    for entry in sorted(folder.iterdir()):
+        number = _DATA.fullmatch(entry.name)
+        if number is not None and not entry.is_symlink():
+            yield int(number[1]), entry
 
 
-def remove_new(directory: Path, before: set[str], *, is_new: bool) -> None:
-    """Remove what a failed create made; the names in `before` were there already."""
+def keep_names(directory: Path, generation: int, disk: Disk) -> None:
+    """Copy MEMORY and HEAD to where a generation will be kept; its data follow after the switch.
+
+    Raises:
+        OSError: that failed; an open removes the copies again.
+    """
+    folder = rescue_folder(directory, generation)
+    if not folder.parent.exists():
+        disk.mkdir(folder.parent)
+    remove_tree(disk, folder)
+    disk.mkdir(folder)
+    for name in ("MEMORY", "HEAD"):
+        if (directory / name).is_file():
+            write_file(disk, folder / name, (directory / name).read_bytes())
+    for made in (folder, folder.parent, directory):
+        disk.sync_directory(made)
+
+
+def remove_leftovers(directory: Path, meta: MemoryMeta, disk: Disk) -> list[str]:
+    """Finish what a generation switch began, or remove it if MEMORY was never replaced.
+
+    The generation before goes, or is moved to rescue/ if MEMORY says so; and before it everything
+    in cache/, which was made from it.
+
+    Returns:
+        The names of the data folders that went.
+
+    Raises:
+        OSError: something could not be removed or moved; the next call goes on.
+    """
+    gone = [found for found in _generations(directory) if found[0] != meta.generation]
+    if any(number < meta.generation for number, _folder in gone):
+        remove_tree(disk, directory / "cache")
+    for number, folder in gone:
+        if number == meta.rescue:
+            _move(directory, folder, number, disk)
+        else:
+            remove_tree(disk, folder)
+    for number, folder in _generations(directory / "rescue"):
+        # Of a switch that never happened: copies of two small files, and no data.
+        if number >= meta.generation and not data_folder(folder, number).exists():
+            remove_tree(disk, folder)
+    for name in ("MEMORY.part", "HEAD.part"):
+        remove_file(disk, directory / name)
+    if gone:
+        disk.sync_directory(directory)
+    return [folder.name for _number, folder in gone]
+
+
+def _move(directory: Path, folder: Path, generation: int, disk: Disk) -> None:
+    """Move the data of a generation to rescue/."""
+    kept = rescue_folder(directory, generation)
+    for needed in (kept.parent, kept):
+        if not needed.exists():
+            disk.mkdir(needed)
+    disk.rename(folder, kept / folder.name)
+    for changed in (kept, kept.parent, directory):
+        disk.sync_directory(changed)
+
+
+def remove_new(directory: Path, before: set[str], disk: Disk, *, is_new: bool) -> None:
+    """Remove what a failed create made; the names in `before` were there already.
+
+    Raises:
+        OSError: something cannot be removed.
+    """
     for entry in directory.iterdir():
-        if entry.name not in before and entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry, ignore_errors=True)
-        elif entry.name not in before:
-            entry.unlink(missing_ok=True)
+        if entry.name not in before:
+            remove_tree(disk, entry)
     if is_new:
-        directory.rmdir()
+        disk.rmdir(directory)

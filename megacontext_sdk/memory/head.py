@@ -13,11 +13,15 @@ from zlib import crc32
 
 import attrs
 
+from megacontext_sdk.contracts.disk import REAL_DISK
 from megacontext_sdk.errors import CorruptError
-from megacontext_sdk.memory.paths import open_file
+from megacontext_sdk.memory.damage import advice
+from megacontext_sdk.memory.durable import replace_file
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from megacontext_sdk.contracts.disk import Disk
 
 __all__ = ["SLOT_BYTES", "Head", "HeadFile", "pack_slot", "unpack_slot"]
 
@@ -60,27 +64,38 @@ class HeadFile:
     Args:
         path: of the file.
         generation: whose slots count.
+        disk: system calls.
     """
 
-    def __init__(self, path: Path, generation: int) -> None:
+    def __init__(self, path: Path, generation: int, disk: Disk = REAL_DISK) -> None:
         self._path = path
+        self._disk = disk
         self._generation = generation
         self._descriptor = -1
         self._next_slot = 0
 
     @staticmethod
-    def create(path: Path, head: Head) -> None:
+    def create(path: Path, head: Head, disk: Disk = REAL_DISK) -> None:
         """Make a durable HEAD whose two slots say the same.
 
         Raises:
             FileExistsError: there is one.
         """
-        descriptor = open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        descriptor = disk.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            os.pwrite(descriptor, pack_slot(head) * 2, 0)
-            os.fsync(descriptor)
+            disk.pwrite(descriptor, pack_slot(head) * 2, 0)
+            disk.sync(descriptor)
         finally:
-            os.close(descriptor)
+            disk.close(descriptor)
+
+    @staticmethod
+    def replace(path: Path, head: Head, disk: Disk = REAL_DISK) -> None:
+        """Put a new HEAD in the place of one that says nothing any more.
+
+        Raises:
+            OSError: it could not be written; the old one is untouched.
+        """
+        replace_file(disk, path, pack_slot(head) * 2)
 
     def open(self, *, writable: bool) -> Head:
         """Open the file and return the newest slot of this generation.
@@ -89,7 +104,8 @@ class HeadFile:
             CorruptError: the file is absent, or neither slot holds.
         """
         try:
-            self._descriptor = open_file(self._path, os.O_RDWR if writable else os.O_RDONLY)
+            flags = os.O_RDWR if writable else os.O_RDONLY
+            self._descriptor = self._disk.open(self._path, flags)
         except FileNotFoundError as error:
             raise self._corrupt("is missing") from error
         both = os.pread(self._descriptor, 2 * SLOT_BYTES, 0)
@@ -113,24 +129,35 @@ class HeadFile:
             OSError: the write failed or was short.
         """
         slot = pack_slot(Head(self._generation, seq, chain))
-        if os.pwrite(self._descriptor, slot, self._next_slot * SLOT_BYTES) != SLOT_BYTES:
-            raise OSError(f"a short write to {self._path}")
+        self._disk.pwrite(self._descriptor, slot, self._next_slot * SLOT_BYTES)
         self._next_slot = 1 - self._next_slot
+
+    def announce(self, head: Head) -> None:
+        """Write the older slot for the next generation, durably.
+
+        The newer slot still counts for this generation, and the next `write` goes over the older
+        one again: until MEMORY names the next generation nothing has happened.
+
+        Raises:
+            OSError: the write or the flush failed.
+        """
+        self._disk.pwrite(self._descriptor, pack_slot(head), self._next_slot * SLOT_BYTES)
+        self.sync()
 
     def sync(self) -> None:
         """Flush the file."""
-        os.fsync(self._descriptor)
+        self._disk.sync(self._descriptor)
 
     def close(self) -> None:
         """Close the file; idempotent."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
-            os.close(descriptor)
+            self._disk.close(descriptor)
 
     def _corrupt(self, what: str) -> CorruptError:
         return CorruptError(
-            f"{self._path} {what}, so nobody can say how far this memory was acknowledged. Nothing "
-            "was changed; keep a copy of the directory before doing anything else",
+            f"{self._path} {what}, so nobody can say how far this memory was acknowledged. "
+            f"{advice(self._path.parent)}",
             path=str(self._path.parent),
             where="HEAD",
             offset=None,

@@ -7,6 +7,7 @@ directories, HEAD and locks are `memory.vault`'s.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ from megacontext_sdk.memory.settings import encode_settings, merged
 from megacontext_sdk.memory.writer import Guard, Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from megacontext_sdk.contracts.arrays import Ids
     from megacontext_sdk.contracts.storage import GistBatch, Storage
@@ -94,6 +95,7 @@ class Journal(JournalReader):
             acknowledged.
         read_only: refuse writes.
         guard: replaces `on_durable` where checkpoints matter too.
+        sync: flush each commit before it is acknowledged.
     """
 
     def __init__(
@@ -106,13 +108,13 @@ class Journal(JournalReader):
         on_durable: Callable[[int, bytes], None] = lambda _seq, _chain: None,
         read_only: bool = False,
         guard: Guard | None = None,
+        sync: bool = True,
     ) -> None:
         super().__init__(storage, root=root, token_bytes=token_bytes)
         self._clock = clock
         self._read_only = read_only
-        self._writer = Writer(
-            storage, self._queue, token_bytes=token_bytes, guard=guard or Guard(on_durable)
-        )
+        guard = guard or Guard(on_durable)
+        self._writer = Writer(storage, self._queue, token_bytes=token_bytes, guard=guard, sync=sync)
         self._keys = KeyTable()
         self._appending = Lock()  # keeps the commits of one append together
 
@@ -258,6 +260,33 @@ class Journal(JournalReader):
                 thread = self._writer.stop()
         if thread is not None:
             thread.join()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Flush, then hold back appends: inside, the store holds all there is and does not grow.
+
+        Appends of other threads wait; inside, this thread must not append.
+
+        Raises:
+            ReadOnlyError: opened for reading.
+            StorageError: what was accepted could not be written.
+        """
+        self._check_writable()
+        with self._appending:
+            self.flush()
+            yield
+
+    def retire(self, reason: str = "closed") -> None:
+        """Close the store of a paused journal: another one goes on with what it holds.
+
+        Appends that wait are refused. Gists still queued are dropped; they are made again.
+        """
+        self._closed = reason
+        with self._queue.changed:
+            thread = self._writer.stop()
+        if thread is not None:
+            thread.join()
+        self._storage.close()
 
     def abandon(self) -> None:
         """Write what is queued and end the writer thread, without a checkpoint or a close.

@@ -12,6 +12,7 @@ import fcntl
 import os
 import socket
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -19,11 +20,12 @@ from weakref import WeakSet
 
 import msgspec
 
+from megacontext_sdk.contracts.disk import REAL_DISK
 from megacontext_sdk.errors import CorruptError, SessionClosedError, SessionLockedError
-from megacontext_sdk.memory.paths import open_file, translated
+from megacontext_sdk.memory.paths import translated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 __all__ = ["DirectoryLock", "ProcessBound", "watch_process"]
 
@@ -69,6 +71,7 @@ class DirectoryLock:
         self._timeout = timeout or 0.0
         self._clock = clock
         self._descriptors: dict[str, int] = {}
+        self._is_alone = False
 
     def acquire_write(self, *, concurrent_readers: bool) -> None:
         """Become the one writer; where readers cannot stay beside it, wait for them to leave.
@@ -81,6 +84,28 @@ class DirectoryLock:
         self._open("READERS", os.O_RDWR | os.O_CREAT)
         if not concurrent_readers:
             self._take("READERS", fcntl.LOCK_EX, "readers")
+            self._is_alone = True
+
+    @contextmanager
+    def without_readers(self, timeout: float | None = None) -> Iterator[None]:
+        """Keep readers out for a moment, as a switch of generations needs it.
+
+        Does nothing where the writer is alone anyway.
+
+        Args:
+            timeout: seconds to wait for readers to leave; as for opening if absent.
+
+        Raises:
+            SessionLockedError: they did not leave; `holder` is "readers".
+        """
+        if self._is_alone:
+            yield
+            return
+        self._take("READERS", fcntl.LOCK_EX, "readers", timeout)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._descriptors["READERS"], fcntl.LOCK_UN)
 
     def acquire_read(self) -> None:
         """Become one of the readers.
@@ -137,7 +162,7 @@ class DirectoryLock:
             os.close(self._descriptors.popitem()[1])
 
     def _open(self, name: str, flags: int) -> None:
-        self._descriptors[name] = open_file(self._directory / name, flags)
+        self._descriptors[name] = REAL_DISK.open(self._directory / name, flags)
 
     def _is_current(self, name: str) -> bool:
         held = os.fstat(self._descriptors[name])
@@ -147,8 +172,8 @@ class DirectoryLock:
             return False
         return (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino)
 
-    def _take(self, name: str, kind: int, holder: str) -> None:
-        deadline = self._clock() + self._timeout
+    def _take(self, name: str, kind: int, holder: str, timeout: float | None = None) -> None:
+        deadline = self._clock() + (self._timeout if timeout is None else timeout)
         while True:
             try:
                 fcntl.flock(self._descriptors[name], kind | fcntl.LOCK_NB)
@@ -171,8 +196,8 @@ class DirectoryLock:
         if holder == "readers":
             owner = None
             text = (
-                f"{self._directory} is being read by other sessions, and this storage cannot be "
-                "written meanwhile. Close them first, or give timeout= to wait"
+                f"{self._directory} is being read by other sessions, and what you ask for needs it "
+                "alone. Close them first, or give timeout= to wait"
             )
         return SessionLockedError(
             text,
@@ -186,7 +211,7 @@ class DirectoryLock:
     def _owner(self) -> _Owner | None:
         with translated(self._directory):
             try:
-                descriptor = open_file(self._directory / "LOCK", os.O_RDONLY)
+                descriptor = REAL_DISK.open(self._directory / "LOCK", os.O_RDONLY)
             except FileNotFoundError:
                 return None
         try:

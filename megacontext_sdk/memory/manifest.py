@@ -13,26 +13,41 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from megacontext_sdk.contracts.disk import REAL_DISK
 from megacontext_sdk.errors import CorruptError, FormatVersionError
+from megacontext_sdk.memory.durable import replace_file
 from megacontext_sdk.memory.lod import BLOCK_SIZE
-from megacontext_sdk.memory.paths import fsync_directory, open_file
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from megacontext_sdk.contracts.disk import Disk
 
 __all__ = ["FORMAT", "MemoryMeta", "decode_meta", "encode_meta", "read_meta", "replace_meta"]
 
 FORMAT = (1, 0)
 _FEATURES: frozenset[str] = frozenset()
 _MAX_BYTES = 64 * 2**10
-_TEMPORARY = "MEMORY.part"
 _MARK = b',"digest":"'
 _SUFFIX_BYTES = len(_MARK) + 32 + len(b'"}\n')
 _HEX = re.compile("[0-9a-f]{32}")
 
 
 class MemoryMeta(msgspec.Struct, frozen=True, kw_only=True):
-    """What MEMORY says. `root` is the chain before the first commit, 16 bytes (base64 on disk)."""
+    """What MEMORY says.
+
+    Attributes:
+        format, features, block_size: what a reader must understand.
+        uuid: of this memory; a fork has its own.
+        root: chain before the first commit, 16 bytes (base64 on disk).
+        backend: name of the storage.
+        generation: the one in force.
+        token_bytes: bytes of an id, 2 or 4.
+        base_fp, tokenizer_fp: of the model it was made with.
+        parent: where it was forked or loaded from.
+        name: what the one who made it calls it; may be empty.
+        rescue: generation before this one if it is to be kept in rescue/, else 0.
+    """
 
     format: tuple[int, int] = FORMAT
     features: tuple[str, ...] = ()
@@ -45,6 +60,8 @@ class MemoryMeta(msgspec.Struct, frozen=True, kw_only=True):
     base_fp: str
     tokenizer_fp: str
     parent: dict[str, str | int] | None = None
+    name: str = ""
+    rescue: int = 0
 
 
 class _FormatOnly(msgspec.Struct):
@@ -58,7 +75,11 @@ def _digest(body: bytes) -> bytes:
 
 def encode_meta(meta: MemoryMeta) -> bytes:
     """Return the bytes of MEMORY: one line of JSON that ends with the digest of what precedes."""
-    body = msgspec.json.encode(meta)[:-1]
+    plain: dict[str, object] = msgspec.to_builtins(meta)
+    for optional in ("name", "rescue"):  # written only where they say something
+        if not plain[optional]:
+            del plain[optional]
+    body = msgspec.json.encode(plain)[:-1]
     return body + _MARK + _digest(body) + b'"}\n'
 
 
@@ -110,6 +131,7 @@ def _check_values(meta: MemoryMeta, path: str) -> None:
         and 0 < meta.generation < 10**6
         and _HEX.fullmatch(meta.uuid)
         and len(meta.root) == 16
+        and 0 <= meta.rescue < meta.generation
     )
     if not sane:
         raise _corrupt(path, "holds values that cannot be")
@@ -117,8 +139,8 @@ def _check_values(meta: MemoryMeta, path: str) -> None:
 
 def _corrupt(path: str, what: str) -> CorruptError:
     return CorruptError(
-        f"MEMORY of {path} {what}. Nothing was changed; keep a copy of the directory before doing "
-        "anything else",
+        f"MEMORY of {path} {what}. Nothing was changed. Restore this one file from a copy of the "
+        "directory: without it nobody can say what the data are",
         path=path,
         where="MEMORY",
         offset=None,
@@ -135,7 +157,7 @@ def read_meta(directory: Path) -> MemoryMeta | None:
         FormatVersionError: see `decode_meta`.
     """
     try:
-        descriptor = open_file(directory / "MEMORY", os.O_RDONLY)
+        descriptor = REAL_DISK.open(directory / "MEMORY", os.O_RDONLY)
     except FileNotFoundError:
         return None
     with open(descriptor, "rb") as file:  # noqa: PTH123 - the descriptor refused links
@@ -145,14 +167,10 @@ def read_meta(directory: Path) -> MemoryMeta | None:
     return decode_meta(data, str(directory))
 
 
-def replace_meta(directory: Path, meta: MemoryMeta) -> None:
-    """Put a new MEMORY in force, durably and all at once."""
-    temporary = directory / _TEMPORARY
-    temporary.unlink(missing_ok=True)
-    descriptor = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    with open(descriptor, "wb") as file:  # noqa: PTH123 - created with O_EXCL and O_NOFOLLOW
-        file.write(encode_meta(meta))
-        file.flush()
-        os.fsync(descriptor)
-    temporary.rename(directory / "MEMORY")
-    fsync_directory(directory)
+def replace_meta(directory: Path, meta: MemoryMeta, disk: Disk = REAL_DISK) -> None:
+    """Put a new MEMORY in force, durably and all at once.
+
+    Raises:
+        OSError: it could not be written; see `durable.replace_file`.
+    """
+    replace_file(disk, directory / "MEMORY", encode_meta(meta))

@@ -1,7 +1,7 @@
 """Which paths may hold a memory: local directories of ours, no links, no devices, no URLs.
 
-Every refusal is typed and comes before anything is written. This module opens files for others; it
-does not know what is in them.
+Every refusal is typed and comes before anything is written. It looks at names, owners and mounts,
+and opens nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megacontext_sdk.errors import ConfigError, ReadOnlyError, StorageFullError
+from megacontext_sdk.errors import ConfigError, ReadOnlyError, StorageError, StorageFullError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +25,6 @@ __all__ = [
     "check_location",
     "check_mount",
     "check_parent",
-    "fsync_directory",
-    "open_file",
     "translated",
 ]
 
@@ -36,6 +34,11 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::|:/)|file:")
 _NETWORK = re.compile(r"nfs\d?|cifs|smb\w*|9p|afs|ceph|glusterfs|fuse(\..*)?|fuseblk")
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_UNUSABLE = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+    *(errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP),
+}
+"""What file systems answer that hold no files of ours, such as those of the kernel."""
 
 
 def _refuse(path: object, why: str, fix: str) -> ConfigError:
@@ -142,8 +145,9 @@ def translated(path: Path) -> Iterator[None]:
     """Turn refusals of the operating system into typed errors.
 
     Raises:
-        ConfigError: a symbolic link where a file of ours should be.
+        ConfigError: a symbolic link where a file of ours should be, or a place that takes none.
         ReadOnlyError: no permission to write.
+        StorageError: anything else.
         StorageFullError: no space.
     """
     try:
@@ -169,27 +173,12 @@ def translated(path: Path) -> Iterator[None]:
                 needed=0,
                 free=0,
             ) from error
-        raise
-
-
-def open_file(path: Path, flags: int) -> int:
-    """Open a file of ours without following links; returns a descriptor of mode 0600.
-
-    Raises:
-        ConfigError: it is no regular file.
-        OSError: as `os.open`.
-    """
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise _refuse(path, "is not a regular file", "remove it and look who made it")
-    return descriptor
-
-
-def fsync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        if error.errno in _UNUSABLE:
+            raise _refuse(
+                path, f"cannot hold a memory ({error.strerror})", "choose another path"
+            ) from error
+        raise StorageError(
+            f"{path}: {error.strerror}. Nothing acknowledged was lost; look at the disk, then open "
+            "the memory again",
+            path=str(path),
+        ) from error

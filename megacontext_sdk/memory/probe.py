@@ -6,27 +6,36 @@ of everything is a scrub, not this.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
 
-from megacontext_sdk.contracts.storage import MESSAGE
 from megacontext_sdk.errors import CorruptError
-from megacontext_sdk.memory.chain import decode_ids, link
+from megacontext_sdk.memory.damage import advice
 from megacontext_sdk.memory.lod import BLOCK_SIZE
+from megacontext_sdk.memory.stretch import Place, read_stretch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from megacontext_sdk.contracts.arrays import Ids
     from megacontext_sdk.contracts.storage import Storage, StoreState
 
-__all__ = ["Prober"]
+__all__ = ["Prober", "counts_problem"]
 
 _COMMITS = 64
 _BYTES = 32 * 2**20
 _GROUP = 8
+
+
+def counts_problem(state: StoreState, token_bytes: int) -> str:
+    """Return how the counts of a store contradict each other; empty if they do not."""
+    blocks, rest = divmod(state.n_tokens, BLOCK_SIZE)
+    if state.n_blocks != blocks or len(state.tail) != rest * token_bytes:
+        return "blocks and tail do not add up to the number of tokens"
+    if state.seq == 0 and (state.n_tokens or state.n_messages):
+        return "there are tokens or messages without a commit"
+    return ""
 
 
 @attrs.frozen(kw_only=True)
@@ -52,7 +61,7 @@ class Prober:
             CorruptError: counts, order, tiling or chain disagree.
         """
         state = self.storage.state()
-        self._check_counts(state)
+        self._refuse(counts_problem(state, self.token_bytes), state)
         if state.seq == 0:
             return state
         first = max(1, state.seq - _COMMITS + 1)
@@ -73,22 +82,17 @@ class Prober:
             return self.root
         return bytes(self.storage.read_commits(seq, seq + 1)["chain"].tobytes())
 
-    def _refuse(self, where: str, state: StoreState) -> NoReturn:
+    def _refuse(self, what: str, state: StoreState) -> None:
+        """Raise if there is something to say."""
+        if not what:
+            return
         raise CorruptError(
-            f"{self.path} is damaged: {where} (newest commit {state.seq}). Nothing was changed; "
-            "keep a copy of the directory before doing anything else",
+            f"{self.path} is damaged: {what} (newest commit {state.seq}). {advice(self.path)}",
             path=self.path,
-            where=where,
+            where=what,
             offset=None,
             have_seq=state.seq,
         )
-
-    def _check_counts(self, state: StoreState) -> None:
-        blocks, rest = divmod(state.n_tokens, BLOCK_SIZE)
-        if state.n_blocks != blocks or len(state.tail) != rest * self.token_bytes:
-            self._refuse("blocks and tail do not add up to the number of tokens", state)
-        if state.seq == 0 and (state.n_tokens or state.n_messages):
-            self._refuse("there are tokens or messages without a commit", state)
 
     def _check_rows(self, rows: NDArray[np.void], state: StoreState) -> None:
         first = int(rows["seq"][0]) if len(rows) else 0
@@ -111,53 +115,15 @@ class Prober:
         budget = _BYTES
         for stop in range(len(rows), 0, -_GROUP):
             start = max(0, stop - _GROUP)
-            budget -= self._check_group(rows[start:stop], before[16 * start : 16 * stop], state)
+            stretch = read_stretch(self.storage, state, rows[start:stop], self.token_bytes)
+            row = rows[start]
+            place = Place(
+                int(row["seq"]) - 1,
+                before[16 * start : 16 * start + 16],
+                int(row["start"]),
+                int(row["first_message"]),
+            )
+            self._refuse(stretch.check(place)[1], state)
+            budget -= stretch.n_bytes
             if budget <= 0:
                 return
-
-    def _check_group(self, rows: NDArray[np.void], before: bytes, state: StoreState) -> int:
-        token = int(rows["start"][0])
-        message = int(rows["first_message"][0])
-        ids = self._ids(token, int(rows["start"][-1] + rows["n_tokens"][-1]), state)
-        stop = int(rows["first_message"][-1] + rows["n_messages"][-1])
-        messages = self.storage.read_messages(message, stop)
-        bodies = self.storage.read_bodies(np.arange(message, stop, dtype=np.int64))
-        self._check_messages(messages, token, token + len(ids), state)
-        packed = messages.tobytes()
-        size = MESSAGE.itemsize
-        for at, row in enumerate(rows):
-            first = int(row["first_message"]) - message
-            last = first + int(row["n_messages"])
-            begin = int(row["start"]) - token
-            value = link(
-                before[16 * at : 16 * at + 16],
-                row.tobytes()[:72],
-                ids[begin : begin + int(row["n_tokens"])],
-                packed[first * size : last * size],
-                bodies[first:last],
-            )
-            if value != row["chain"].tobytes():
-                self._refuse(f"the chain does not hold at commit {int(row['seq'])}", state)
-        return 4 * len(ids) + len(packed) + sum(map(len, bodies))
-
-    def _check_messages(
-        self, messages: NDArray[np.void], start: int, end: int, state: StoreState
-    ) -> None:
-        ends = np.concatenate(([start], messages["start"] + messages["n_tokens"]))
-        if ends[-1] != end or not np.array_equal(ends[:-1], messages["start"]):
-            self._refuse("messages do not tile the tokens", state)
-
-    def _ids(self, start: int, end: int, state: StoreState) -> Ids:
-        """Return the ids of `[start, end)`, int32[n]."""
-        first, last = start // BLOCK_SIZE, min(-(-end // BLOCK_SIZE), state.n_blocks)
-        numbers = np.arange(first, max(first, last), dtype=np.int64)
-        rows = self.storage.read_blocks(numbers)
-        tail = np.frombuffer(state.tail, np.uint8).reshape(1, -1)
-        ids = np.concatenate(
-            [
-                decode_ids(rows, self.token_bytes).ravel(),
-                decode_ids(tail, self.token_bytes).ravel(),
-            ]
-        )
-        at = first * BLOCK_SIZE
-        return ids[start - at : end - at]

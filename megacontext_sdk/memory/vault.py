@@ -7,121 +7,58 @@ the store is the journal's.
 
 from __future__ import annotations
 
+import logging
 import secrets
-import shutil
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import attrs
+import msgspec
 
-from megacontext_sdk.contracts.storage import NO_OPTIONS, Header
+from megacontext_sdk.contracts.disk import REAL_DISK
+from megacontext_sdk.contracts.storage import NO_OPTIONS
 from megacontext_sdk.errors import (
     CommittedDataLostError,
     ConfigError,
     CorruptError,
-    MegaContextError,
     ModelMismatchError,
     SessionNotFoundError,
 )
+from megacontext_sdk.memory.bounded import BoundedStorage
+from megacontext_sdk.memory.damage import advice
 from megacontext_sdk.memory.generations import (
     check_content,
     data_folder,
     remove_leftovers,
     remove_new,
 )
-from megacontext_sdk.memory.head import Head, HeadFile
-from megacontext_sdk.memory.journal import Journal
+from megacontext_sdk.memory.head import HeadFile
 from megacontext_sdk.memory.locks import DirectoryLock, watch_process
-from megacontext_sdk.memory.lod import BLOCK_SIZE
+from megacontext_sdk.memory.making import create_here, make_memory, new_uuid
 from megacontext_sdk.memory.manifest import MemoryMeta, read_meta, replace_meta
+from megacontext_sdk.memory.opened import Fingerprints, OpenedMemory, now_us
 from megacontext_sdk.memory.paths import (
     check_directory,
     check_location,
     check_mount,
     check_parent,
-    fsync_directory,
     translated,
 )
 from megacontext_sdk.memory.probe import Prober
+from megacontext_sdk.memory.stores import header_of, start_journal
 from megacontext_sdk.memory.writer import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from megacontext_sdk.contracts.storage import Storage
+    from megacontext_sdk.contracts.disk import Disk
+    from megacontext_sdk.contracts.storage import OpenMode, Storage
+    from megacontext_sdk.memory.head import Head
+    from megacontext_sdk.memory.stores import StorageFactory
 
-    StorageFactory: TypeAlias = Callable[[Path, Mapping[str, str]], Storage]
+__all__ = ["Fingerprints", "OpenedMemory", "make_memory", "now_us", "open_memory"]
 
-__all__ = ["Fingerprints", "OpenedMemory", "now_us", "open_memory"]
-
-_MAX_UNFINISHED_BYTES = 64 * 2**10
-
-
-def now_us() -> int:
-    """Return the wall clock in microseconds since 1970."""
-    return time.time_ns() // 1_000
-
-
-@attrs.frozen
-class Fingerprints:
-    """What a memory must agree with a model about."""
-
-    base: str
-    tokenizer: str
-
-
-@attrs.frozen(kw_only=True, eq=False, weakref_slot=True)
-class OpenedMemory:
-    """An open memory: its journal, and where things beside the journal may be kept.
-
-    Attributes:
-        journal: the truth.
-        created: this open made it.
-        path: its directory; None if it is not on disk.
-        meta: what MEMORY says.
-        cache_dir: for views that can be made again; None where nothing may be written.
-    """
-
-    journal: Journal
-    created: bool
-    path: Path | None
-    meta: MemoryMeta
-    cache_dir: Path | None
-    _lock: DirectoryLock | None = None
-    _head: HeadFile | None = None
-
-    def close(self) -> None:
-        """Drain the journal, then let go of the locks. Idempotent.
-
-        Raises:
-            StorageError: what was accepted could not be written; everything is closed all the same.
-        """
-        try:
-            self.journal.close()
-        finally:
-            if self._head is not None:
-                self._head.close()
-            if self._lock is not None:
-                self._lock.release()
-
-    def after_fork_in_child(self) -> object:
-        """Disable this handle in a forked child; the parent keeps its locks and its engine."""
-        if self._head is not None:
-            self._head.close()
-        if self._lock is not None:
-            self._lock.close_descriptors()
-        return self.journal.leak_in_child()
-
-    def at_exit(self) -> None:
-        """End the writer thread: nobody closed the memory, so there is no checkpoint."""
-        self.journal.abandon()
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Refuse pickling: an open memory is a lock and a live engine."""
-        raise TypeError(
-            f"an open memory cannot be pickled; send the path {str(self.path)!r} and open it there"
-        )
+_log = logging.getLogger(__name__)
 
 
 def open_memory(
@@ -139,6 +76,10 @@ def open_memory(
     timeout: float | None = None,
     allow_network_fs: bool = False,
     root: bytes | None = None,
+    at_seq: int | None = None,
+    adopt_base: bool = False,
+    name: str = "",
+    disk: Disk = REAL_DISK,
 ) -> OpenedMemory:
     """Open a memory, or create it.
 
@@ -156,10 +97,15 @@ def open_memory(
         timeout: seconds to wait for the lock; None does not wait.
         allow_network_fs: accept a file system whose locks may not hold.
         root: chain before the first commit of a new memory, 16 bytes; random if absent.
+        at_seq: show the memory as it was after this commit; only with `read_only`.
+        adopt_base: let a memory of another base with the same tokenizer be this base's from now on.
+        name: what the caller calls a new memory.
+        disk: system calls that change files.
 
     Raises:
         CommittedDataLostError: the store ends before what was acknowledged.
-        ConfigError: the path cannot hold a memory, or another backend made it.
+        ConfigError: the path cannot hold a memory, another backend made it, or there is no commit
+            `at_seq`.
         CorruptError: MEMORY, HEAD or the store fail a check.
         FormatVersionError: a format this version does not read.
         ModelMismatchError: another base or tokenizer.
@@ -168,6 +114,13 @@ def open_memory(
         SessionNotFoundError: there is none, and `create` or writing is off.
         StorageFullError: no space for a new memory.
     """
+    if at_seq is not None and not read_only:
+        raise ConfigError(
+            f"a memory can be opened at commit {at_seq} for reading only; give read_only=True, or "
+            "restore it",
+            field="at_seq",
+            value=at_seq,
+        )
     opener = _Opener(
         backend=backend,
         factory=factory,
@@ -179,6 +132,11 @@ def open_memory(
         timeout=timeout,
         allow_network_fs=allow_network_fs,
         root=root or secrets.token_bytes(16),
+        durability=durability,
+        at_seq=at_seq,
+        adopt_base=adopt_base,
+        name=name,
+        disk=disk,
     )
     sample = factory(data_folder(Path(), 1) if path is None else Path(path), options)
     if not sample.capabilities.local:
@@ -225,15 +183,19 @@ class _Opener:
     timeout: float | None
     allow_network_fs: bool
     root: bytes
+    durability: str
+    at_seq: int | None
+    adopt_base: bool
+    name: str
+    disk: Disk
 
     # --- not on disk -------------------------------------------------------------------------
 
     def in_process(self, storage: Storage) -> OpenedMemory:
         """Open a store that has no directory: no MEMORY, no HEAD, no lock."""
         meta = self._new_meta()
-        storage.open("create", self._header(meta))
-        journal = self._journal(storage, meta, guard=None)
-        opened = OpenedMemory(journal=journal, created=True, path=None, meta=meta, cache_dir=None)
+        journal = start_journal(storage, "create", meta, clock=self.clock)
+        opened = self._handle(journal=journal, storage=storage, created=True, path=None, meta=meta)
         watch_process(opened)
         return opened
 
@@ -247,7 +209,7 @@ class _Opener:
         if not self.read_only and not self.allow_network_fs:
             check_mount(directory.parent if is_new else directory)
         if is_new:
-            directory.mkdir(mode=0o700)
+            self.disk.mkdir(directory)
         lock = DirectoryLock(directory, timeout=self.timeout)
         try:
             before = {entry.name for entry in directory.iterdir()}
@@ -274,16 +236,18 @@ class _Opener:
         if self.read_only:
             raise _not_found(directory)
         try:
-            return self._checked(directory, self._create(directory), lock, created=True)
+            meta = self._new_meta()
+            create_here(directory, meta, factory=self.factory, options=self.options, disk=self.disk)
+            return self._checked(directory, meta, lock, created=True)
         except BaseException:
-            remove_new(directory, before, is_new=is_new)
+            remove_new(directory, before, self.disk, is_new=is_new)
             raise
 
     def _checked(
         self, directory: Path, meta: MemoryMeta, lock: DirectoryLock, *, created: bool
     ) -> OpenedMemory:
         self._check_fit(directory, meta)
-        head = HeadFile(directory / "HEAD", meta.generation)
+        head = HeadFile(directory / "HEAD", meta.generation, self.disk)
         try:
             self._probe(directory, meta, head.open(writable=not self.read_only))
             return self._opened(directory, meta, head, lock, created=created)
@@ -301,22 +265,24 @@ class _Opener:
         created: bool,
     ) -> OpenedMemory:
         """Open the store for use. Everything was checked: from here on bytes may change."""
-        cache = None
+        cache, mode = None, self._mode
         if not self.read_only:
             lock.note_owner()
-            remove_leftovers(directory, meta.generation)
+            for gone in remove_leftovers(directory, meta, self.disk):
+                _log.warning("removed %s, left over by an unfinished switch", directory / gone)
             cache = directory / "cache"
-            cache.mkdir(mode=0o700, exist_ok=True)
+            if not cache.is_dir():
+                self.disk.mkdir(cache)
+            meta = self._adopted(directory, meta)
         storage = self._storage(directory, meta.generation)
-        try:
-            storage.open("read" if self.read_only else "write", self._header(meta))
-            guard = Guard(head.write, before_flush=lock.check_held, flushed=head.sync)
-            journal = self._journal(storage, meta, guard)
-        except BaseException:
-            storage.close()
-            raise
-        opened = OpenedMemory(
+        if self.at_seq is not None:
+            storage = BoundedStorage(storage, self.at_seq, meta.token_bytes)
+        guard = Guard(head.write, before_flush=lock.check_held, flushed=head.sync)
+        sync = self.durability != "os"
+        journal = start_journal(storage, mode, meta, clock=self.clock, guard=guard, sync=sync)
+        opened = self._handle(
             journal=journal,
+            storage=storage,
             created=created,
             path=directory,
             meta=meta,
@@ -327,6 +293,24 @@ class _Opener:
         watch_process(opened)
         return opened
 
+    def _handle(self, **parts: Any) -> OpenedMemory:  # noqa: ANN401 - its constructor checks them
+        return OpenedMemory(
+            factory=self.factory,
+            options=self.options,
+            clock=self.clock,
+            durability=self.durability,
+            disk=self.disk,
+            **parts,
+        )
+
+    def _adopted(self, directory: Path, meta: MemoryMeta) -> MemoryMeta:
+        """Return what MEMORY says once the base given is the memory's own."""
+        if meta.base_fp == self.fingerprints.base:
+            return meta
+        adopted = msgspec.structs.replace(meta, base_fp=self.fingerprints.base)
+        replace_meta(directory, adopted, self.disk)
+        return adopted
+
     def _check_fit(self, directory: Path, meta: MemoryMeta) -> None:
         if meta.backend != self.backend:
             raise ConfigError(
@@ -336,23 +320,25 @@ class _Opener:
                 value=self.backend,
             )
         given = self.fingerprints
-        for kind, stored, offered in (
-            ("base", meta.base_fp, given.base),
-            ("tokenizer", meta.tokenizer_fp, given.tokenizer),
-        ):
-            if stored != offered:
-                raise ModelMismatchError(
-                    f"{directory} was written with {kind} {stored[:12]}, the model given has "
-                    f"{offered[:12]}; open it with its own model",
-                    kind=kind,
-                    stored=stored,
-                    given=offered,
-                )
+        if meta.tokenizer_fp != given.tokenizer:
+            raise _mismatch(
+                directory,
+                ("tokenizer", meta.tokenizer_fp, given.tokenizer),
+                "Open it with its own model, or make the ids anew from the text: "
+                f'MemorySession.load("{directory}", into=..., retokenize=True)',
+            )
+        if meta.base_fp != given.base and (self.read_only or not self.adopt_base):
+            raise _mismatch(
+                directory,
+                ("base", meta.base_fp, given.base),
+                "Open it with its own model, or let this one take over, for writing and with "
+                "adopt_model=True: its gists are made anew",
+            )
 
     def _probe(self, directory: Path, meta: MemoryMeta, head: Head) -> None:
         """Check the newest commits and that nothing acknowledged is missing."""
         storage = self._storage(directory, meta.generation)
-        storage.open("read", self._header(meta))
+        storage.open("read", header_of(meta))
         try:
             prober = Prober(
                 storage=storage, root=meta.root, token_bytes=meta.token_bytes, path=str(directory)
@@ -363,63 +349,18 @@ class _Opener:
             if prober.chain_at(head.seq) != head.chain:
                 raise CorruptError(
                     f"{directory}: commit {head.seq} is not the one that was acknowledged (HEAD). "
-                    "Nothing was changed; keep a copy of the directory before doing anything else",
+                    f"{advice(directory)}",
                     path=str(directory),
                     where="HEAD",
                     offset=None,
                     have_seq=state.seq,
                 )
-        finally:
-            storage.close()
-
-    # --- creating ----------------------------------------------------------------------------
-
-    def _create(self, directory: Path) -> MemoryMeta:
-        """Build generation 1 completely, then put it in force."""
-        meta = self._new_meta()
-        self._clear_unfinished(directory, meta)
-        storage = self._storage(directory, 1)
-        try:
-            storage.open("create", self._header(meta))
-            storage.flush()
-        finally:
-            storage.close()
-        HeadFile.create(directory / "HEAD", Head(1, 0, meta.root))
-        replace_meta(directory, meta)
-        fsync_directory(directory.parent)
-        return meta
-
-    def _clear_unfinished(self, directory: Path, meta: MemoryMeta) -> None:
-        """Remove a create that never finished; refuse if it looks like a memory without MEMORY."""
-        data = data_folder(directory, 1)
-        if data.is_symlink():
-            raise ConfigError(
-                f"{data} is a symbolic link; remove it and look who made it",
-                field="path",
-                value=str(directory),
-            )
-        if data.exists() and self._holds_commits(data, meta):
-            raise CorruptError(
-                f"{directory} has no MEMORY file but its data hold commits. Nothing was changed; "
-                "restore MEMORY from a copy",
-                path=str(directory),
-                where="MEMORY",
-                offset=None,
-                have_seq=None,
-            )
-        if data.exists():
-            shutil.rmtree(data)
-        (directory / "HEAD").unlink(missing_ok=True)
-
-    def _holds_commits(self, data: Path, meta: MemoryMeta) -> bool:
-        storage = self.factory(data, self.options)
-        try:
-            storage.open("read", self._header(meta))
-            return storage.state().seq > 0
-        except MegaContextError:
-            # A create that was cut short cannot be read, but is small; a memory is neither.
-            size = sum(file.stat().st_size for file in data.rglob("*") if file.is_file())
-            return size > _MAX_UNFINISHED_BYTES
+            if self.at_seq is not None and not 0 <= self.at_seq <= state.seq:
+                raise ConfigError(
+                    f"{directory} has no commit {self.at_seq!r}; they run from 1 to {state.seq}",
+                    field="at_seq",
+                    value=self.at_seq,
+                )
         finally:
             storage.close()
 
@@ -428,38 +369,41 @@ class _Opener:
     def _storage(self, directory: Path, generation: int) -> Storage:
         return self.factory(data_folder(directory, generation), self.options)
 
-    def _header(self, meta: MemoryMeta) -> Header:
-        return Header(block_bytes=BLOCK_SIZE * meta.token_bytes)
-
-    def _journal(self, storage: Storage, meta: MemoryMeta, guard: Guard | None) -> Journal:
-        return Journal(
-            storage,
-            root=meta.root,
-            token_bytes=meta.token_bytes,
-            clock=self.clock,
-            read_only=self.read_only,
-            guard=guard,
-        )
+    @property
+    def _mode(self) -> OpenMode:
+        return "read" if self.read_only else "write"
 
     def _new_meta(self) -> MemoryMeta:
         return MemoryMeta(
-            uuid=secrets.token_hex(16),
+            uuid=new_uuid(),
             root=self.root,
             backend=self.backend,
             generation=1,
             token_bytes=self.token_bytes,
             base_fp=self.fingerprints.base,
             tokenizer_fp=self.fingerprints.tokenizer,
+            name=self.name,
         )
 
 
 def _lost(directory: Path, have_seq: int, want_seq: int) -> CommittedDataLostError:
     return CommittedDataLostError(
-        f"{directory} ends at commit {have_seq}, but {want_seq} were acknowledged (HEAD). Nothing "
-        "was changed; keep a copy of the directory before doing anything else",
+        f"{directory} ends at commit {have_seq}, but {want_seq} were acknowledged (HEAD). "
+        f"{advice(directory)}",
         path=str(directory),
         where="HEAD",
         offset=None,
         have_seq=have_seq,
         want_seq=want_seq,
+    )
+
+
+def _mismatch(directory: Path, what: tuple[str, str, str], fix: str) -> ModelMismatchError:
+    kind, stored, given = what
+    return ModelMismatchError(
+        f"{directory} was written with {kind} {stored[:12]}, the model given has {given[:12]}. "
+        f"{fix}",
+        kind=kind,
+        stored=stored,
+        given=given,
     )

@@ -92,15 +92,23 @@ class Writer:
         queue: shared with the journal.
         token_bytes: 2 or 4.
         guard: HEAD and lock.
+        sync: flush each commit; else they are durable at the next checkpoint, and HEAD waits too.
     """
 
     def __init__(
-        self, storage: Storage, queue: InFlight, *, token_bytes: int, guard: Guard
+        self,
+        storage: Storage,
+        queue: InFlight,
+        *,
+        token_bytes: int,
+        guard: Guard,
+        sync: bool = True,
     ) -> None:
         self._storage = storage
         self._queue = queue
         self._token_bytes = token_bytes
         self._guard = guard
+        self._sync = sync
         self._thread: Thread | None = None
         self._stopping = False
         self._flush_asked = self._flush_served = self._flush_seq = 0
@@ -187,7 +195,8 @@ class Writer:
 
     def _commit(self, group: Sequence[Pending], before: Position) -> None:
         try:
-            self._storage.commit(batch_of(group, before, self._token_bytes))
+            batch = batch_of(group, before, self._token_bytes)
+            self._storage.commit(batch, sync=self._sync)
         except StorageFullError as error:
             logger.warning("the disk is full; %d appends were given up", len(group))
             with self._queue.changed:
@@ -195,7 +204,8 @@ class Writer:
                 self._queue.changed.notify_all()
             return
         after = group[-1].after
-        self._guard.durable(after.seq, after.chain)
+        if self._sync:
+            self._guard.durable(after.seq, after.chain)
         with self._queue.changed:
             self._queue.retire(group)
             self._gists_blocked = False  # there is space after all
@@ -233,6 +243,8 @@ class Writer:
             error = full
             self._last_write = monotonic()  # try again after the next pause
         else:
+            if not self._sync and self._dirty_bytes:
+                self._guard.durable(self._queue.stored.seq, self._queue.stored.chain)
             self._dirty_bytes = 0
             self._guard.flushed()
         with self._queue.changed:

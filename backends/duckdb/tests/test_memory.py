@@ -141,7 +141,7 @@ def test_row09_kill_between_writes_keeps_what_was_acknowledged(
 
 
 CREATING = """
-import megacontext_sdk.memory.vault as vault
+import megacontext_sdk.memory.making as making
 from megacontext_sdk.memory.head import HeadFile
 point = sys.argv[2]
 
@@ -165,7 +165,7 @@ def dying(real, name):
     return call
 
 HeadFile.create = staticmethod(dying(HeadFile.create, "HEAD"))
-vault.replace_meta = dying(vault.replace_meta, "MEMORY")
+making.replace_meta = dying(making.replace_meta, "MEMORY")
 opened(Dying)
 """
 
