@@ -385,7 +385,7 @@ class OtherTokenizer(EchoModel):
 def test_row14_another_model_is_refused_and_no_byte_changes(copy, kind, model) -> None:
     before = bytes_of(copy)
 
-    with pytest.raises(errors.ModelMismatchError, match="open it with its own model") as caught:
+    with pytest.raises(errors.ModelMismatchError, match="Open it with its own model") as caught:
         open_session(copy, model=model)
 
     assert kind == caught.value.kind
