@@ -7,20 +7,16 @@ them. Reading is `memory.bundle_reader`'s, what is done with it `memory.loading`
 
 from __future__ import annotations
 
-import contextlib
-import os
-from hashlib import blake2b
 from itertools import pairwise
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from megacontext_sdk.contracts.disk import REAL_DISK
 from megacontext_sdk.contracts.storage import COMMIT, MESSAGE
-from megacontext_sdk.errors import ConfigError, CorruptError, QuotaError
+from megacontext_sdk.errors import CorruptError, QuotaError
 from megacontext_sdk.memory.bounded import BoundedStorage
 from megacontext_sdk.memory.bundle_format import (
-    DIGEST_BYTES,
     MAGIC,
     MAX_PARTS,
     MAX_PIECE_BYTES,
@@ -32,7 +28,7 @@ from megacontext_sdk.memory.bundle_format import (
     encode_header,
 )
 from megacontext_sdk.memory.lod import BLOCK_SIZE, n_nodes
-from megacontext_sdk.memory.paths import check_location, check_parent, translated
+from megacontext_sdk.memory.new_file import NewFile
 from megacontext_sdk.receipts import Exported
 
 if TYPE_CHECKING:
@@ -44,7 +40,7 @@ if TYPE_CHECKING:
     from megacontext_sdk.memory.manifest import MemoryMeta
     from megacontext_sdk.memory.replay import Progress
 
-__all__ = ["NewFile", "write_bundle"]
+__all__ = ["write_bundle"]
 
 _CHUNK_BYTES = 4 * 2**20
 _MAX_CHUNK_MESSAGES = 1_024
@@ -102,92 +98,6 @@ def write_bundle(
         n_messages=header.n_messages,
         n_bytes=file.n_bytes,
     )
-
-
-class NewFile:
-    """A file that appears under its name only when it is complete and durable.
-
-    Args:
-        path: where it will be.
-        overwrite: a file of this name may be replaced.
-        disk: writes it.
-
-    Attributes:
-        path: absolute.
-        n_bytes: written so far.
-
-    Raises:
-        ConfigError: the path exists, or is no place for a file.
-        ReadOnlyError: no permission.
-        StorageFullError: no space.
-    """
-
-    def __init__(self, path: Path, *, overwrite: bool = False, disk: Disk = REAL_DISK) -> None:
-        self.path = check_location(path)
-        self.n_bytes = 0
-        self._part = self.path.with_name(self.path.name + ".part")
-        self._overwrite = overwrite
-        self._disk = disk
-        self._digest = blake2b(digest_size=DIGEST_BYTES)
-        self._descriptor = -1
-
-    @property
-    def digest(self) -> bytes:
-        """Digest of what was written so far, 32 bytes."""
-        return self._digest.digest()
-
-    def __enter__(self) -> Self:
-        check_parent(self.path.parent)
-        self._check_free()
-        with translated(self.path):
-            # What an export that was killed has left is ours to replace.
-            self._part.unlink(missing_ok=True)
-            self._descriptor = self._disk.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if self._descriptor >= 0:
-            self._disk.close(self._descriptor)
-            self._descriptor = -1
-            with contextlib.suppress(OSError):
-                self._disk.unlink(self._part)
-
-    def write(self, data: bytes) -> None:
-        """Append bytes.
-
-        Raises:
-            StorageFullError: no space.
-        """
-        with translated(self.path):
-            self._disk.write(self._descriptor, [data])
-        self._digest.update(data)
-        self.n_bytes += len(data)
-
-    def commit(self) -> None:
-        """Make the file durable and give it its name.
-
-        Raises:
-            ConfigError: somebody made a file of this name meanwhile.
-            StorageFullError: no space.
-        """
-        with translated(self.path):
-            self._disk.sync(self._descriptor)
-            self._check_free()
-            self._disk.rename(self._part, self.path)
-            self._disk.close(self._descriptor)
-            self._descriptor = -1
-            self._disk.sync_directory(self.path.parent)
-
-    def _check_free(self) -> None:
-        is_file = self.path.is_file() and not self.path.is_symlink()
-        if not os.path.lexists(self.path) or (self._overwrite and is_file):
-            return
-        raise ConfigError(
-            f"{self.path} exists already; choose another name"
-            f"{', or overwrite=True' if is_file else ''}",
-            field="path",
-            value=str(self.path),
-        )
 
 
 class _Plan:

@@ -20,6 +20,7 @@ import msgspec
 from megacontext_sdk.contracts.storage import COMMIT, MESSAGE
 from megacontext_sdk.errors import BundleError, FormatVersionError
 from megacontext_sdk.memory.lod import BLOCK_SIZE, MAX_LOD, n_nodes
+from megacontext_sdk.memory.new_file import DIGEST_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,7 +47,7 @@ __all__ = [
 MAGIC = b"MCBUNDLE"
 PREFIX = struct.Struct("<8sI")
 BUNDLE_FORMAT = (1, 0)
-DIGEST_BYTES = 32
+
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_PARTS = 65_536
 MAX_PIECE_ROWS = 65_536
