@@ -12,6 +12,7 @@ import attrs
 import numpy as np
 
 from megacontext_sdk.contracts.storage import COMMIT, MESSAGE
+from megacontext_sdk.errors import CorruptError
 from megacontext_sdk.memory.chain import MAX_COMMIT_BYTES, decode_ids, link
 from megacontext_sdk.memory.lod import BLOCK_SIZE
 
@@ -174,15 +175,23 @@ def read_stretch(
         token_bytes: 2 or 4.
 
     Raises:
-        CorruptError: the store finds damage.
-        LookupError: rows name messages that do not exist.
+        CorruptError: the store finds damage, or rows name what does not exist.
     """
     first = int(rows["first_message"][0])
     stop = int(rows["first_message"][-1]) + int(rows["n_messages"][-1])
-    end = int(rows["start"][-1]) + int(rows["n_tokens"][-1])
+    start, end = int(rows["start"][0]), int(rows["start"][-1]) + int(rows["n_tokens"][-1])
+    # Damaged counts are noticed before anything is allocated for them.
+    fits = start <= end <= state.n_tokens and first <= stop <= state.n_messages
+    if not fits or int(rows["n_tokens"].max()) > _MAX_COMMIT_TOKENS:
+        raise CorruptError(
+            f"the commits from {int(rows['seq'][0])} on name tokens or messages that do not exist",
+            where="commits",
+            offset=None,
+            have_seq=None,
+        )
     return Stretch(
         rows=rows,
-        ids=read_ids(source, state, token_bytes, int(rows["start"][0]), end),
+        ids=read_ids(source, state, token_bytes, start, end),
         messages=source.read_messages(first, stop),
         bodies=source.read_bodies(np.arange(first, stop, dtype=np.int64)),
     )
@@ -194,8 +203,7 @@ def stretches(
     """Yield everything a store holds from commit `first` on, in stretches of about 8 MiB.
 
     Raises:
-        CorruptError: the store finds damage, or a row says what no commit can hold.
-        LookupError: rows name what does not exist.
+        CorruptError: the store finds damage, or rows name what does not exist.
     """
     n_messages, seq = _FIRST_MESSAGES, first
     page = source.read_commits(first, first)
@@ -203,6 +211,7 @@ def stretches(
         if not len(page):
             page = source.read_commits(seq, min(seq + _PAGE, state.seq + 1))
         rows = page[: _n_fitting(page, n_messages)]
+        rows = rows[: _n_measured(source, rows)]
         stretch = read_stretch(source, state, rows, token_bytes)
         yield stretch
         seq, page = seq + len(rows), page[len(rows) :]
@@ -218,3 +227,18 @@ def _n_fitting(page: NDArray[np.void], n_messages: int) -> int:
     messages = np.cumsum(page["n_messages"].astype(np.int64))
     fits = (4 * tokens <= _MAX_BYTES) & (messages <= n_messages)
     return max(1, int(np.searchsorted(~fits, True)))  # noqa: FBT003 - the value searched for
+
+
+def _n_measured(source: Source, rows: NDArray[np.void]) -> int:
+    """Return how many of the commits fit by the lengths of their bodies, at least one.
+
+    Only a source that knows these lengths beforehand is asked; a file from elsewhere is one, and
+    could have small bodies first and then large ones.
+    """
+    body_sizes = getattr(source, "body_sizes", None)
+    if body_sizes is None:
+        return len(rows)
+    first = int(rows["first_message"][0])
+    stops = (rows["first_message"] + rows["n_messages"]).astype(np.int64) - first
+    sums = np.concatenate([[0], np.cumsum(body_sizes(first, first + int(stops[-1])))])
+    return max(1, int(np.searchsorted(sums[stops], _MAX_BYTES, side="right")))
