@@ -26,6 +26,7 @@ from megacontext_sdk.errors import (
 )
 from megacontext_sdk.memory.bounded import BoundedStorage
 from megacontext_sdk.memory.damage import advice
+from megacontext_sdk.memory.durable import remove_file
 from megacontext_sdk.memory.generations import (
     check_content,
     data_folder,
@@ -230,9 +231,13 @@ class _Opener:
         self, directory: Path, lock: DirectoryLock, before: set[str], *, is_new: bool
     ) -> OpenedMemory:
         """Go on as the holder of the lock: only now may what this open made be removed again."""
-        meta = read_meta(directory)
-        if meta is not None:
-            return self._checked(directory, meta, lock, created=False)
+        try:
+            meta = read_meta(directory)
+            if meta is not None:
+                return self._checked(directory, meta, lock, created=False)
+        except BaseException:
+            self._remove_locks(directory, before)
+            raise
         if self.read_only:
             raise _not_found(directory)
         try:
@@ -242,6 +247,12 @@ class _Opener:
         except BaseException:
             remove_new(directory, before, self.disk, is_new=is_new)
             raise
+
+    def _remove_locks(self, directory: Path, before: set[str]) -> None:
+        """Take away the lock files a refused open made: it changes nothing, names included."""
+        for name in {"LOCK", "READERS"} - before:
+            if not self.read_only:
+                remove_file(self.disk, directory / name)
 
     def _checked(
         self, directory: Path, meta: MemoryMeta, lock: DirectoryLock, *, created: bool
