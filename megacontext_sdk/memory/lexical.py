@@ -244,9 +244,7 @@ class LexicalIndex:
         with self._lock:
             if self._db is not None:
                 with contextlib.suppress(sqlite3.Error):
-                    # Merging postings leaves a third of the pages empty. It takes a step per page,
-                    # and `execute` makes only one.
-                    self._db.executescript("PRAGMA incremental_vacuum")
+                    self._trim(self._db)
                 with contextlib.suppress(sqlite3.Error):
                     self._db.close()
             self._db = None
@@ -316,6 +314,13 @@ class LexicalIndex:
     def _read_size(db: sqlite3.Connection) -> int:
         pages = db.execute("PRAGMA page_count").fetchone()[0]
         return int(pages * db.execute("PRAGMA page_size").fetchone()[0])
+
+    @staticmethod
+    def _trim(db: sqlite3.Connection) -> None:
+        """Give back empty pages: merging postings leaves a third of the file."""
+        if db.execute("PRAGMA freelist_count").fetchone()[0]:  # else it would touch the file
+            # It takes a step per page, and `execute` makes only one.
+            db.executescript("PRAGMA incremental_vacuum")
 
     def _guarded(self, action: Callable[[sqlite3.Connection], _T], fallback: _T) -> _T:
         """Run an action; if the file is no good, start anew and return the fallback."""

@@ -323,6 +323,9 @@ def test_a_closed_index_has_no_empty_pages_and_is_for_its_owner_alone(tmp_path):
     again = opened(path)
     assert [2999] == found(again.search("word2999", 1))
     assert 3000 == again.n_rows
+    content = path.read_bytes()
+    again.close()
+    assert content == path.read_bytes()
 
 
 def test_an_index_of_the_tables_before_is_built_again(tmp_path):
