@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import attrs
@@ -15,6 +16,7 @@ import numpy as np
 
 from megacontext_duckdb import tables
 from megacontext_duckdb.engine import Engine
+from megacontext_duckdb.salvage import SalvagedCopy, readable_prefix, state_at
 from megacontext_sdk.contracts.storage import (
     NO_OPTIONS,
     NO_SETTING,
@@ -23,10 +25,17 @@ from megacontext_sdk.contracts.storage import (
     Storage,
     StoreState,
 )
-from megacontext_sdk.errors import ConfigError, CorruptError, InvariantError, ReadOnlyError
+from megacontext_sdk.errors import (
+    ConfigError,
+    CorruptError,
+    FormatVersionError,
+    InvariantError,
+    ReadOnlyError,
+    StorageError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     import duckdb
@@ -62,13 +71,15 @@ class DuckDBStorage(Storage):
 
     def __init__(self, path: Path, options: Mapping[str, str] = NO_OPTIONS) -> None:
         super().__init__(path, options)
-        self._engine = Engine(path / "memory.duckdb", options)
+        self._file = path / "memory.duckdb"
+        self._engine = Engine(self._file, options)
         self._mode: str | None = None
         self._block_bytes = 0
         self._state: StoreState | None = None
         self._gist_counts: dict[tuple[int, int], int] = {}
         self._stash: tuple[GistBatch, ...] = ()
         self._is_log_new = True
+        self._copy: SalvagedCopy | None = None
 
     def __repr__(self) -> str:
         """Say where, never what."""
@@ -83,32 +94,91 @@ class DuckDBStorage(Storage):
     # --- opening -----------------------------------------------------------------------------
 
     def open(self, mode: OpenMode, header: Header) -> None:
-        """Open the file.
+        """Open the file; "salvage" opens a mended copy of one that "read" refuses.
 
         Raises:
             ConfigError: a link, a foreign owner, a path or option the engine cannot take.
             CorruptError: no such file, or one the engine or our schema refuses.
+            FormatVersionError: tables of a version before the first release.
             ReadOnlyError: no permission.
             SessionLockedError: another process has the file.
         """
+        if mode == "salvage":
+            self._open_salvaged(header)
+        else:
+            self._open(mode, header)
+
+    def _open(self, mode: OpenMode, header: Header) -> None:
         if mode == "create":
             self.path.mkdir(mode=0o700)
         else:
             self._check_files()
-        self._engine.connect(read_only=mode in {"read", "salvage"})
+        self._engine.connect(read_only=mode == "read")
         try:
             if mode == "create":
                 self._create()
             self._mode, self._block_bytes = mode, header.block_bytes
             self._load()
+        except CorruptError as error:
+            refusal = self._other_layout()
+            self.close()
+            if refusal is not None:
+                raise refusal from error
+            raise
         except BaseException:
             self.close()
             raise
 
+    def _open_salvaged(self, header: Header) -> None:
+        """Open as "read" does, or else what a copy still gives; show the readable commits."""
+        try:
+            self._open("read", header)
+        except CorruptError:
+            self._check_files()  # a link or another owner is no damage
+            self._copy = SalvagedCopy(self._file, self.options)
+        try:
+            if self._copy is not None:
+                self._copy.make()
+                self._engine = Engine(self._copy.file, self.options)
+                self._engine.connect(read_only=True)
+            self._load_salvaged(header)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load_salvaged(self, header: Header) -> None:
+        self._mode, self._block_bytes = "salvage", header.block_bytes
+        seq = readable_prefix(self._engine)
+        if self._copy is None and self._state is not None and self._state.seq == seq:
+            return
+        self._state, self._gist_counts = state_at(self._engine, seq), {}
+        if self._state is None:
+            raise self._corrupt("holds no commit that can be read")
+        with suppress(StorageError), self._engine.reading() as cursor:  # gists are a cache
+            counts = cursor.execute(tables.GIST_COUNTS).fetchall()
+            self._gist_counts = {(version, lod): count for version, lod, count in counts}
+
+    def _other_layout(self) -> FormatVersionError | None:
+        """Return what to raise instead of damage, if the file is whole and only older."""
+        try:
+            with self._engine.reading() as cursor:
+                found = cursor.execute(tables.IS_FIRST_LAYOUT).fetchone()
+        except StorageError:
+            return None
+        if found is None or not found[0]:
+            return None
+        return FormatVersionError(
+            f"{self._file} has the tables of a version before the first release; append its "
+            "messages to a new memory",
+            found=1,
+            supported=2,
+            path=str(self.path),
+        )
+
     def _check_files(self) -> None:
-        if not os.path.lexists(self._engine.file):
+        if not os.path.lexists(self._file):
             raise self._corrupt("is missing")
-        self._check_file(self._engine.file)
+        self._check_file(self._file)
         if os.path.lexists(self._engine.log):
             self._check_file(self._engine.log)
 
@@ -162,10 +232,10 @@ class DuckDBStorage(Storage):
 
     def _corrupt(self, what: str) -> CorruptError:
         return CorruptError(
-            f"{self._engine.file} {what}. Nothing was changed; keep a copy of the directory before "
+            f"{self._file} {what}. Nothing was changed; keep a copy of the directory before "
             "doing anything else",
             path=str(self.path),
-            where=self._engine.file.name,
+            where=self._file.name,
             offset=None,
             have_seq=None,
         )
@@ -194,9 +264,9 @@ class DuckDBStorage(Storage):
         self._check_batch(batch, before)
         with self._engine.writing() as connection:
             self._append_gists(connection)
-            _append(connection, "mc_block", tables.block_rows(batch, before.n_blocks))
-            _append(connection, "mc_message", tables.message_rows(batch, before.n_messages))
-            _append(connection, "mc_commit", tables.commit_rows(batch))
+            tables.append(connection, "mc_block", tables.block_rows(batch, before.n_blocks))
+            tables.append(connection, "mc_message", tables.message_rows(batch, before.n_messages))
+            tables.append(connection, "mc_commit", tables.commit_rows(batch))
         self._settle_log()
         head = batch.commits[-1]
         self._state = StoreState(
@@ -245,6 +315,9 @@ class DuckDBStorage(Storage):
         """Close the engine without a checkpoint; idempotent."""
         self._mode = None
         self._engine.close()
+        if self._copy is not None:
+            self._copy.remove()
+            self._copy, self._engine = None, Engine(self._file, self.options)
 
     def _write_stash(self) -> None:
         with self._engine.writing() as connection:
@@ -254,7 +327,7 @@ class DuckDBStorage(Storage):
 
     def _append_gists(self, connection: duckdb.DuckDBPyConnection) -> None:
         for batch in self._stash:
-            _append(connection, "mc_gist", tables.gist_rows(batch))
+            tables.append(connection, "mc_gist", tables.gist_rows(batch))
 
     def _settle_log(self) -> None:
         """Give a log that the engine has just made our mode, and its name durability."""
@@ -297,27 +370,33 @@ class DuckDBStorage(Storage):
 
     def read_commits(self, start: int, stop: int) -> NDArray[np.void]:
         """Return COMMIT[n] with `start <= seq < stop`."""
-        return tables.commit_array(self._interval("commit", tables.COMMITS, start, stop))
+        self._check_interval("commit", start, stop)
+        # An empty interval still has to come back with its columns.
+        bounds: list[object] = [start, stop - 1] if stop > start else [1, 0]
+        return tables.commit_array(self._fetched("commit", tables.COMMITS, bounds, stop - start))
 
     def read_messages(self, start: int, stop: int) -> NDArray[np.void]:
         """Return MESSAGE[n]."""
-        return tables.message_array(self._interval("message", tables.MESSAGES, start, stop))
+        self._check_interval("message", start, stop)
+        condition, bounds = tables.interval(start, stop)
+        query = tables.MESSAGES + condition + tables.IN_ORDER
+        return tables.message_array(self._fetched("message", query, bounds, stop - start))
 
-    def _interval(
-        self, kind: str, query: str, start: int, stop: int
-    ) -> dict[str, NDArray[np.generic]]:
+    def _check_interval(self, kind: str, start: int, stop: int) -> None:
         state = self.state()
         first, last = (1, state.seq) if kind == "commit" else (0, state.n_messages - 1)
         if not first <= start <= stop <= last + 1:
             raise LookupError(
                 f"there are no {kind}s [{start}, {stop}); they run from {first} to {last}"
             )
-        # An empty interval still has to come back with its columns.
-        bounds = [start, stop - 1] if stop > start else [1, 0]
+
+    def _fetched(
+        self, kind: str, query: str, parameters: list[object], n_rows: int
+    ) -> dict[str, NDArray[np.generic]]:
         with self._engine.reading() as cursor:
-            found: dict[str, NDArray[np.generic]] = cursor.execute(query, bounds).fetchnumpy()
-        if len(next(iter(found.values()))) != stop - start:
-            raise self._corrupt(f"lacks {kind}s in [{start}, {stop})")
+            found: dict[str, NDArray[np.generic]] = cursor.execute(query, parameters).fetchnumpy()
+        if len(next(iter(found.values()))) != n_rows:
+            raise self._corrupt(f"lacks {kind}s that its commits count")
         return found
 
     def read_blocks(self, blocks: Indices) -> Bytes2D:
@@ -325,7 +404,7 @@ class DuckDBStorage(Storage):
         ids, at = self._known("block", blocks, self.state().n_blocks)
         if not len(ids):
             return _frozen(np.empty((0, self._block_bytes), np.uint8))
-        _, found = self._rows(tables.BLOCKS, "block", ids, "block")
+        _, found = self._rows(tables.BLOCKS, ids, "block")
         rows = tables.bytes_rows(found, self._block_bytes)
         # The common case, a run in order, needs no copy.
         return _frozen(rows if np.array_equal(at, np.arange(len(ids))) else rows[at])
@@ -335,7 +414,7 @@ class DuckDBStorage(Storage):
         ids, at = self._known("message", messages, self.state().n_messages)
         if not len(ids):
             return []
-        _, found = self._rows(tables.BODIES, "message", ids, "message")
+        _, found = self._rows(tables.BODIES, ids, "message")
         bodies: list[bytes] = found[at].tolist()
         return bodies
 
@@ -351,14 +430,15 @@ class DuckDBStorage(Storage):
         return ids, at
 
     def _rows(
-        self, query: str, column: str, ids: NDArray[np.uint64], kind: str
+        self, query: str, ids: NDArray[np.uint64], kind: str
     ) -> tuple[NDArray[np.uint64], NDArray[np.object_]]:
         """Return the ids and data of rows that must exist, in ascending order."""
-        condition, parameters = tables.where(column, ids)
+        condition, parameters = tables.where(ids)
         with self._engine.reading() as cursor:
             found = cursor.execute(query + condition, parameters).fetchnumpy()
-        order = np.argsort(found["id"], kind="stable")
-        known, data = found["id"][order], found["data"][order]
+        known = tables.numbers(found)
+        order = np.argsort(known, kind="stable")
+        known, data = known[order], found["data"][order]
         at = np.searchsorted(known, ids)
         if len(known) < len(ids) or not np.array_equal(known[np.minimum(at, len(known) - 1)], ids):
             raise self._corrupt(f"lacks a {kind} between {int(ids[0])} and {int(ids[-1])}")
@@ -392,22 +472,14 @@ class DuckDBStorage(Storage):
         """Return ids, trust and data of those rows that the file holds, ascending."""
         if not len(ids) or (version, lod) not in self._gist_counts:
             return np.empty(0, np.uint64), np.empty(0, np.uint8), np.empty(0, object)
-        condition, parameters = tables.where("node", ids)
+        condition, parameters = tables.where(ids)
         query = f"{tables.GISTS}{condition} AND t.version = ? AND t.lod = ?"
         with self._engine.reading() as cursor:
             found = cursor.execute(query, [*parameters, version, lod]).fetchnumpy()
-        known, first = np.unique(found["id"], return_index=True)
+        known, first = np.unique(tables.numbers(found), return_index=True)
         asked = np.isin(known, ids)
         first = first[asked]
         return known[asked], found["trust"][first], found["data"][first]
-
-
-def _append(
-    connection: duckdb.DuckDBPyConnection, table: str, rows: Iterable[Sequence[object]]
-) -> None:
-    """Append rows; about 200 times faster than `executemany`."""
-    with connection.appender(table) as appender:
-        appender.append_rows(rows)
 
 
 def _overlay(

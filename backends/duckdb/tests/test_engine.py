@@ -9,12 +9,13 @@ import duckdb
 import numpy as np
 import pytest
 
-from megacontext_duckdb.engine import engine_options
+from megacontext_duckdb.engine import Engine, engine_options
 from megacontext_duckdb.store import DuckDBStorage
 from megacontext_sdk.contracts.storage import GistBatch, Header
 from megacontext_sdk.errors import (
     ConfigError,
     CorruptError,
+    FormatVersionError,
     SessionClosedError,
     SessionLockedError,
 )
@@ -299,6 +300,28 @@ def test_database_with_other_tables_is_corrupt(tmp_path):
     other.close()
     with pytest.raises(CorruptError):
         DuckDBStorage(tmp_path / "data-000001").open("read", HEADER)
+
+
+def test_tables_of_the_time_before_the_first_release_are_named(tmp_path):
+    (tmp_path / "data-000001").mkdir()
+    older = Engine(tmp_path / "data-000001" / "memory.duckdb", {})
+    older.connect(read_only=False)
+    older.connection.execute("CREATE TABLE mc_block (block UBIGINT NOT NULL, data BLOB NOT NULL)")
+    older.close()
+    with pytest.raises(FormatVersionError, match="before the first release"):
+        DuckDBStorage(tmp_path / "data-000001").open("read", HEADER)
+
+
+def test_rising_numbers_take_no_space_to_speak_of(store):
+    store.commit(Oracle().batch(32 * 20_000))
+    store.flush()
+    columns = store._engine.connection.execute(
+        "SELECT DISTINCT column_name, compression FROM pragma_storage_info('m.mc_block') "
+        "WHERE segment_type <> 'VALIDITY' AND column_name <> 'data'"
+    ).fetchall()
+    assert {"page", "slot"} == {name for name, _ in columns}
+    assert "Uncompressed" not in {compression for _, compression in columns}
+    assert store._engine.file.stat().st_size < 1.22 * 20_000 * 64
 
 
 def test_other_block_width_is_corrupt(store):
