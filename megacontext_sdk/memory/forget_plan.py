@@ -26,7 +26,7 @@ from megacontext_sdk.memory.replay import Redaction
 from megacontext_sdk.messages.body import decode_body
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from megacontext_sdk.memory.forget_scope import Where
     from megacontext_sdk.memory.reading import JournalReader
 
-__all__ = ["plan_forget"]
+__all__ = ["heads_of", "plan_forget", "plan_shared"]
 
 _PAGE = 4_096
 _STRIDE = 256  # rows read at once while looking for the edge of a message
@@ -115,6 +115,59 @@ def plan_forget(
     if before is not None:
         test = _older(journal, checked_before(before))
     return _collect(journal, _pages(journal, 0, journal.n_messages), test)
+
+
+def plan_shared(
+    fork: JournalReader, journal: JournalReader, redaction: Redaction, stop: int
+) -> Redaction:
+    """Return what a fork still holds of what its origin is about to forget.
+
+    A message counts as shared if its row is the same in both: either may have been cut back since
+    the fork, and grown again otherwise.
+
+    Args:
+        fork, journal: the fork and its origin.
+        redaction: what the origin forgets.
+        stop: number of messages that the fork began with.
+    """
+    end = min(stop, fork.n_messages, journal.n_messages)
+    wanted = redaction.messages[redaction.messages < end]
+
+    def shared(page: _Page) -> Bools:
+        both = np.isin(page.numbers, wanted)
+        first = int(page.numbers[0])
+        known = journal.messages(first, min(int(page.numbers[-1]) + 1, journal.n_messages))
+        at = np.minimum(page.numbers - first, len(known) - 1)
+        for field in ("start", "n_tokens", "role", "ts_us"):
+            both &= known[field][at] == page.rows[field]
+        return page.any(both)
+
+    plan = _collect(fork, _pages_of(fork, wanted), shared)
+    messages = np.intersect1d(plan.messages, redaction.messages)
+    return Redaction(tuple(_overlaps(plan.spans, redaction.spans)), messages)
+
+
+def _overlaps(ones: Sequence[Span], others: Sequence[Span]) -> Iterator[Span]:
+    """Yield what two ascending rows of disjoint spans have in common."""
+    i = j = 0
+    while i < len(ones) and j < len(others):
+        start = max(ones[i].start, others[j].start)
+        end = min(ones[i].end, others[j].end)
+        if start < end:
+            yield Span(start, end)
+        if ones[i].end <= others[j].end:
+            i += 1
+        else:
+            j += 1
+
+
+def heads_of(journal: JournalReader, numbers: Indices) -> Indices:
+    """Return the numbers of the messages that rows belong to, int64 ascending and distinct."""
+    found = [
+        page.numbers[page.heads[page.any(np.isin(page.numbers, numbers))]]
+        for page in _pages_of(journal, numbers)
+    ]
+    return np.unique(np.concatenate([np.empty(0, np.int64), *found]))
 
 
 # --- scopes ------------------------------------------------------------------------------------

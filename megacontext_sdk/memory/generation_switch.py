@@ -45,6 +45,7 @@ def switch(
     *,
     keep_old: bool,
     readers_timeout: float | None,
+    settle: Callable[[Path], None] | None = None,
 ) -> OpenedMemory:
     """Move an open memory to its next generation; see `OpenedMemory.switch`."""
     with opened.journal.paused():
@@ -57,6 +58,7 @@ def switch(
                 (opened.path, opened.lock, opened.head),
                 keep_old=keep_old,
                 timeout=readers_timeout,
+                settle=settle,
             )
 
 
@@ -78,6 +80,7 @@ def _on_disk(
     *,
     keep_old: bool,
     timeout: float | None,
+    settle: Callable[[Path], None] | None,
 ) -> OpenedMemory:
     directory, lock, head = held
     meta, disk = next_meta(opened.meta, keep_old=keep_old), opened.disk
@@ -91,7 +94,7 @@ def _on_disk(
         with lock.without_readers(timeout):
             head.announce(new)
             replace_meta(directory, meta, disk)
-            return _go_on(opened, held, meta)
+            return _go_on(opened, held, meta, settle)
     except BaseException:
         if is_in_force(directory, meta):
             opened.journal.retire("failed")  # the next open goes on from here
@@ -101,13 +104,18 @@ def _on_disk(
 
 
 def _go_on(
-    opened: OpenedMemory, held: tuple[Path, DirectoryLock, HeadFile], meta: MemoryMeta
+    opened: OpenedMemory,
+    held: tuple[Path, DirectoryLock, HeadFile],
+    meta: MemoryMeta,
+    settle: Callable[[Path], None] | None,
 ) -> OpenedMemory:
     """Leave the old generation and open the new one, which is in force already."""
     directory, lock, old_head = held
     opened.journal.retire()
     old_head.close()
     remove_leftovers(directory, meta, opened.disk)
+    if settle is not None:
+        settle(directory)
     cache = directory / "cache"
     if not cache.exists():
         opened.disk.mkdir(cache)

@@ -86,6 +86,7 @@ class OpenedMemory:
         *,
         keep_old: bool,
         readers_timeout: float | None = None,
+        settle: Callable[[Path], None] | None = None,
     ) -> OpenedMemory:
         """Build the next generation of this memory and put it in force.
 
@@ -98,6 +99,8 @@ class OpenedMemory:
                 the present one. Must not append to the journal.
             keep_old: move the present generation to rescue/ instead of deleting it.
             readers_timeout: seconds to wait for readers to leave; as for opening if absent.
+            settle: called with the directory once the new generation is in force and before its
+                store is opened: the one moment at which this process may read every file.
 
         Raises:
             CorruptError: what was built does not hold.
@@ -106,7 +109,7 @@ class OpenedMemory:
             StorageError: something could not be written.
         """
         return generation_switch.switch(
-            self, build, keep_old=keep_old, readers_timeout=readers_timeout
+            self, build, keep_old=keep_old, readers_timeout=readers_timeout, settle=settle
         )
 
     def close(self) -> None:
