@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from megacontext_sdk.hookspecs import hookimpl
     from megacontext_sdk.memory.lod import NodeId, Span
     from megacontext_sdk.messages.message import Message
+    from megacontext_sdk.receipts import (
+        Exported,
+        Rebuilt,
+        Receipt,
+        Recovery,
+        ScrubReport,
+        Snapshot,
+    )
     from megacontext_sdk.records import (
         AllocatorSpec,
         CommandSpec,
@@ -41,6 +49,7 @@ if TYPE_CHECKING:
         Usage,
     )
     from megacontext_sdk.session import MemorySession
+    from megacontext_sdk.store import MemoryStore
 
 __version__ = "0.1.0"
 
@@ -53,19 +62,26 @@ __all__ = [
     "CommandSpec",
     "Completed",
     "Config",
+    "Exported",
     "FocusChanged",
     "FocusPolicySpec",
     "FocusReport",
     "GistEncoderSpec",
     "Hit",
     "MemorySession",
+    "MemoryStore",
     "Message",
     "ModelAdapterSpec",
     "NodeId",
     "PositionSchemeSpec",
+    "Rebuilt",
+    "Receipt",
+    "Recovery",
     "Reply",
     "RuntimeSpec",
+    "ScrubReport",
     "SinkSpec",
+    "Snapshot",
     "Span",
     "Stats",
     "StorageSpec",
@@ -82,6 +98,7 @@ _ROOMS = {
     "hookspecs": ("hookimpl",),
     "memory.lod": ("NodeId", "Span"),
     "messages.message": ("Message",),
+    "receipts": ("Exported", "Rebuilt", "Receipt", "Recovery", "ScrubReport", "Snapshot"),
     "records": (
         "AllocatorSpec",
         "CommandSpec",
@@ -107,6 +124,7 @@ _ROOMS = {
         "Usage",
     ),
     "session": ("MemorySession",),
+    "store": ("MemoryStore",),
 }
 
 

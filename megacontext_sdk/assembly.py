@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -174,29 +174,34 @@ class Wiring:
             name: noted in a new memory.
         """
         self.config.budget(self.adapter.info.trained_window)
-        extra: dict[str, Any] = {}
-        if name:
-            extra["name"] = name
         if at is not None:
-            extra["at_seq"] = self.at = self._commit_at(path, at)
-        return self._open(path, create=create, extra=extra)
+            self.at = self._commit_at(path, at)
+        return self._open(path, create=create, at_seq=self.at, name=name)
 
     def open_beside(self, root: bytes) -> OpenedMemory:
         """Open an empty memory in this process whose chain begins as another one's."""
-        return self._open(None, create=True, extra={"root": root})
+        return self._open(None, create=True, root=root)
 
     def _commit_at(self, path: Path | None, at: str | int) -> int:
         """Look up what `at` means: names are settings of the present, not of that time."""
         if not self.read_only:
             message = "at= shows the memory as it was, for reading: add read_only=True, or restore"
             raise ConfigError(message, field="at", value=shown(at))
-        memory = self._open(path, create=False, extra={})
+        memory = self._open(path, create=False)
         try:
             return resolve_at(at, memory.journal.settings, memory.journal.seq)
         finally:
             memory.close()
 
-    def _open(self, path: Path | None, *, create: bool, extra: dict[str, Any]) -> OpenedMemory:
+    def _open(
+        self,
+        path: Path | None,
+        *,
+        create: bool,
+        at_seq: int | None = None,
+        root: bytes | None = None,
+        name: str = "",
+    ) -> OpenedMemory:
         info, settings = self.adapter.info, self.config.storage
         with self.providers.plugins.find("storage", self.providers.storage).guard(StorageError):
             return open_memory(
@@ -211,7 +216,10 @@ class Wiring:
                 clock=_now_us,
                 timeout=settings.lock_timeout_seconds,
                 allow_network_fs=settings.allow_network_fs,
-                **extra,
+                adopt_base=settings.adopt_model,
+                at_seq=at_seq,
+                root=root,
+                name=name,
             )
 
     def parts(self, memory: OpenedMemory) -> Parts:
@@ -251,6 +259,8 @@ class Wiring:
             scheme=self.providers.make_positions(),
             telemetry=self._telemetry,
         )
+        n_made = sum(tree.encode_calls.values())
+        stored = tree.stats()
         chat = ChatFormat(self.adapter.tokenizer, info.bos_id)
         tokenizer = self.adapter.tokenizer
         return Parts(
@@ -261,7 +271,8 @@ class Wiring:
             scribe=Scribe(memory.journal, tree, lexical, chat, tokenizer, _now_us),
             lexical=lexical,
             gist_name=self.providers.gist_name(memory.journal.settings),
-            gists_rebuilt=sum(tree.encode_calls.values()),
+            gists_reused=sum(stored.nodes.values()) - stored.n_missing_gists - n_made,
+            gists_rebuilt=n_made,
         )
 
     def _filler_id(self) -> int:

@@ -109,6 +109,9 @@ class StorageSettings:
         None, 0.0, 86_400.0, "how long to wait for another writer; unset: do not wait"
     )
     allow_network_fs: bool = kinds.flag(default=False, doc="accept a network file system")
+    adopt_model: bool = kinds.flag(
+        default=False, doc="let a memory of another base with the same tokenizer be this one's"
+    )
 
 
 @attrs.frozen(kw_only=True)

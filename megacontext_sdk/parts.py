@@ -51,7 +51,8 @@ class Parts:
         scribe: the one way into the memory.
         lexical: the lexical index.
         gist_name: the encoder, for people.
-        gists_rebuilt: gists that were missing when the memory was opened, and were made.
+        gists_reused, gists_rebuilt: gists that were there when the memory was opened, and those
+            that were missing and were made.
     """
 
     wiring: Wiring
@@ -61,6 +62,7 @@ class Parts:
     scribe: Scribe
     lexical: LexicalIndex
     gist_name: str
+    gists_reused: int
     gists_rebuilt: int
 
     @property

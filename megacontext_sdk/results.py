@@ -219,6 +219,12 @@ class Stats(Result):
         n_tokens, n_blocks, n_messages, tail_tokens, seq: of the history.
         nodes: gists per level.
         gist_versions: rows per encoder version.
+        gists_reused, gists_rebuilt: found when the memory was opened, and made then because they
+            were missing.
+        gists_missing: complete nodes without a stored gist now.
+        generation: how often the memory was made anew as a whole, by restore or forget, and 1.
+        snapshots: how many there are.
+        forgotten_tokens: tokens whose content was forgotten, as far as receipts are kept.
         rows, w_max, entries, epoch: of the working context.
         lod_counts: entries per level.
         window_rows, stale_rows, rebuilds, kv_cache_hit_ratio: of the KV window.
@@ -237,6 +243,12 @@ class Stats(Result):
     seq: int
     nodes: Mapping[int, int]
     gist_versions: Mapping[int, int]
+    gists_reused: int
+    gists_rebuilt: int
+    gists_missing: int
+    generation: int
+    snapshots: int
+    forgotten_tokens: int
     rows: int
     w_max: int
     entries: int

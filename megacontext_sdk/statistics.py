@@ -8,6 +8,7 @@ import numpy as np
 
 from megacontext_sdk.messages.roles import CONTINUES, SETTING
 from megacontext_sdk.results import Stats
+from megacontext_sdk.snapshots import list_snapshots
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +42,12 @@ def collect_stats(parts: Parts) -> Stats:
         seq=journal.seq,
         nodes=dict(tree.nodes),
         gist_versions=dict(tree.versions),
+        gists_reused=parts.gists_reused,
+        gists_rebuilt=parts.gists_rebuilt,
+        gists_missing=tree.n_missing_gists,
+        generation=parts.memory.meta.generation,
+        snapshots=len(list_snapshots(journal.settings)),
+        forgotten_tokens=_count_forgotten(journal),
         rows=state.wc.cost,
         w_max=state.budget.w_max,
         entries=len(state.wc.entries),
@@ -53,6 +60,13 @@ def collect_stats(parts: Parts) -> Stats:
         bytes_on_disk=n_bytes,
         bytes_per_token=n_bytes / max(1, parts.tree.n_tokens),
     )
+
+
+def _count_forgotten(journal: Journal) -> int:
+    """Add up what the receipts say; tokens are forgotten once."""
+    receipts = journal.settings.get("receipts", [])
+    kept = receipts if isinstance(receipts, list) else []
+    return sum(int(receipt.get("tokens", 0)) for receipt in kept)
 
 
 def _count_messages(journal: Journal) -> int:

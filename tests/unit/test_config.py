@@ -59,6 +59,7 @@ def test_the_defaults_are_those_of_the_specification():
         "durability": "sync",
         "lock_timeout_seconds": None,
         "allow_network_fs": False,
+        "adopt_model": False,
         "sinks": ("logging",),
     }
     assert expected == load().to_dict()
@@ -137,6 +138,7 @@ def test_a_file_may_set_every_group(toml):
         ("STRICT", "1", "strict", True),
         ("STRICT", "False", "strict", False),
         ("ALLOW_NETWORK_FS", "yes", "allow_network_fs", True),
+        ("ADOPT_MODEL", "yes", "adopt_model", True),
         ("KV_MODE", "exact", "kv_mode", "exact"),
         ("GIST_SLOTS", "2", "gist_slots", 2),
         ("SINKS", "logging, memory", "sinks", ("logging", "memory")),
@@ -175,7 +177,7 @@ def test_an_unknown_keyword_is_refused_with_a_near_miss():
 
 
 def test_an_unknown_keyword_like_no_other_lists_them_all():
-    with pytest.raises(ConfigError, match="there are: allocator, allow_network_fs"):
+    with pytest.raises(ConfigError, match="there are: adopt_model, allocator, allow_network_fs"):
         load(zzzz=1)
 
 
@@ -262,6 +264,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
         ("durability", 3),
         ("lock_timeout_seconds", -1),
         ("allow_network_fs", None),
+        ("adopt_model", None),
         ("sinks", 3),
         ("sinks", ("Logging",)),
         ("sinks", (3,)),
