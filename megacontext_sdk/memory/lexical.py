@@ -269,12 +269,7 @@ class LexicalIndex:
         )
         # A view that can be built again needs no fsync; the rollback journal still makes a
         # transaction whole when the process is killed in the middle of it.
-        for pragma in (
-            "auto_vacuum=INCREMENTAL",
-            "synchronous=OFF",
-            "journal_mode=TRUNCATE",
-            "secure_delete=ON",
-        ):
+        for pragma in ("synchronous=OFF", "journal_mode=TRUNCATE", "secure_delete=ON"):
             self._db.execute(f"PRAGMA {pragma}")
         found = self._read_meta(self._db)
         if found is None:
@@ -285,6 +280,7 @@ class LexicalIndex:
         self._n_rows, self._end = self._read_extent(self._db)
 
     def _create(self, db: sqlite3.Connection) -> None:
+        db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # writes, so only into a new file
         db.execute("BEGIN")
         for statement in _SCHEMA:
             db.execute(statement)
