@@ -15,7 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megacontext_sdk.errors import ConfigError, ReadOnlyError, StorageError, StorageFullError
+from megacontext_sdk.errors import (
+    ConfigError,
+    MegaContextError,
+    ReadOnlyError,
+    StorageError,
+    StorageFullError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,8 +158,8 @@ def translated(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except StorageFullError:
-        raise
+    except MegaContextError:
+        raise  # some of ours are an OSError too
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise _refuse(

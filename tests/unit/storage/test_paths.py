@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megacontext_sdk.errors import ConfigError, ReadOnlyError, StorageFullError
+from megacontext_sdk.errors import ConfigError, ReadOnlyError, StorageError, StorageFullError
 from megacontext_sdk.memory import paths
 
 
@@ -116,7 +116,7 @@ def test_network_file_systems_are_refused(tmp_path, monkeypatch, kind, refused):
         (errno.ENOSPC, StorageFullError),
         (errno.EDQUOT, StorageFullError),
         (errno.ELOOP, ConfigError),
-        (errno.EIO, OSError),
+        (errno.EIO, StorageError),
     ],
 )
 def test_refusals_of_the_system_become_typed_errors(code, expected):
