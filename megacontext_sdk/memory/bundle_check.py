@@ -7,6 +7,7 @@ reads only. A digest shows that bytes are as they were written, this shows that 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import attrs
@@ -272,16 +273,25 @@ def _check_message_body(body: bytes) -> None:
 
 
 def _check_settings_body(body: bytes) -> None:
-    """Raise if a settings map is none, too large or too deep."""
-    if len(body) > _MAX_SETTINGS_BYTES or _is_deeper(dict(decode_settings(body)), _MAX_DEPTH):
-        raise ValueError("settings are too large")
+    """Raise if a settings map is none, too large, too deep, or holds what no settings hold."""
+    if len(body) > _MAX_SETTINGS_BYTES or not _is_plain(dict(decode_settings(body)), _MAX_DEPTH):
+        raise ValueError("settings are none that can be")
 
 
-def _is_deeper(value: object, levels: int) -> bool:
-    if not isinstance(value, dict | list):
+def _is_plain(value: object, levels: int) -> bool:
+    """Tell whether a value is made of maps with text as keys, lists, text and finite numbers."""
+    if value is None or isinstance(value, str | int | bytes):
+        return True
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if not isinstance(value, dict | list) or levels == 0:
         return False
-    inner = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_deeper(item, levels - 1) for item in inner)
+    if isinstance(value, dict):
+        keys, inner = value.keys(), value.values()
+        return all(isinstance(key, str) for key in keys) and all(
+            _is_plain(item, levels - 1) for item in inner
+        )
+    return all(_is_plain(item, levels - 1) for item in value)
 
 
 # --- gists -----------------------------------------------------------------------------------
