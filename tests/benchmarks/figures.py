@@ -23,6 +23,25 @@ UNITS: Mapping[str, str] = {
     "append_vs_tokenise": "ratio",
     "reopen_s_1m": "s",
     "bytes_per_token": "B/token",
+    "bytes_per_token.duckdb.i1": "B/token",
+    "bytes_per_token.duckdb.f2": "B/token",
+    "bytes_per_token.filesystem.i1": "B/token",
+    "bytes_per_token.filesystem.f2": "B/token",
+    "fs_write_vs_duckdb": "ratio",
+    "fs_write_vs_bare": "ratio",
+    "duckdb_write_vs_bare": "ratio",
+    "random_gists_256_ms.duckdb": "ms",
+    "random_gists_256_ms.filesystem": "ms",
+    "random_gists_256_vs_memmap.duckdb": "ratio",
+    "random_gists_256_vs_memmap.filesystem": "ratio",
+    "chat_turn_vs_bare.duckdb": "ratio",
+    "chat_turn_vs_bare.filesystem": "ratio",
+    "commits_8_threads_vs_1.duckdb": "ratio",
+    "commits_8_threads_vs_1.filesystem": "ratio",
+    "reopen_s_10m.duckdb": "s",
+    "reopen_s_10m.filesystem": "s",
+    "forget_s_1m.duckdb": "s",
+    "forget_s_1m.filesystem": "s",
     "recall_200k": "share",
     "recall_ceiling": "share",
     "evidence_512": "share",
@@ -61,6 +80,24 @@ LIMITS: Mapping[str, Limit] = {
     "rss_growth_mb": Limit(64, is_floor=False),
     "append_tokens_per_s": Limit(100_000, is_floor=True),
     "reopen_s_1m": Limit(1, is_floor=False),
+    "bytes_per_token": Limit(17, is_floor=False),
+    "bytes_per_token.duckdb.i1": Limit(17, is_floor=False),
+    "bytes_per_token.duckdb.f2": Limit(26, is_floor=False),
+    "bytes_per_token.filesystem.i1": Limit(17, is_floor=False),
+    "bytes_per_token.filesystem.f2": Limit(26, is_floor=False),
+    "fs_write_vs_duckdb": Limit(5, is_floor=True),
+    "fs_write_vs_bare": Limit(0.5, is_floor=True),
+    "duckdb_write_vs_bare": Limit(0.12, is_floor=True),
+    "random_gists_256_vs_memmap.duckdb": Limit(20, is_floor=False),
+    "random_gists_256_vs_memmap.filesystem": Limit(3, is_floor=False),
+    "chat_turn_vs_bare.duckdb": Limit(1.3, is_floor=False),
+    "chat_turn_vs_bare.filesystem": Limit(1.2, is_floor=False),
+    "commits_8_threads_vs_1.duckdb": Limit(1.5, is_floor=True),
+    "commits_8_threads_vs_1.filesystem": Limit(4, is_floor=True),
+    "reopen_s_10m.duckdb": Limit(1, is_floor=False),
+    "reopen_s_10m.filesystem": Limit(1, is_floor=False),
+    "forget_s_1m.duckdb": Limit(2, is_floor=False),
+    "forget_s_1m.filesystem": Limit(2, is_floor=False),
     "evidence_512": Limit(0.54, is_floor=True),
     "evidence_1024": Limit(0.69, is_floor=True),
     "evidence_2048": Limit(0.77, is_floor=True),
@@ -78,6 +115,7 @@ class Figure:
         baseline: what it was measured against, in words, with that side's own figure.
         limit: what it must reach, if anything.
         reason: why there is no value.
+        parts: what the value is the sum of.
     """
 
     name: str
@@ -85,6 +123,7 @@ class Figure:
     baseline: str
     limit: Limit | None = None
     reason: str = ""
+    parts: Mapping[str, float] = attrs.field(factory=dict)
 
     @property
     def unit(self) -> str:
@@ -109,7 +148,11 @@ class Figure:
             "machine": machine,
             "date": date,
         }
-        return entry | ({"reason": self.reason} if self.value is None else {})
+        if self.value is None:
+            entry["reason"] = self.reason
+        if self.parts:
+            entry["parts"] = dict(self.parts)
+        return entry
 
 
 def measured(name: str, value: float, baseline: str, limit: Limit | None = None) -> Figure:

@@ -23,6 +23,11 @@ class Scale:
         windows: rows of the swap benchmark.
         overhead_windows: rows of the refocus overhead.
         audit_swaps: numbers of swaps after which the window is audited.
+        write_groups: groups of 4,096 blocks in the storage benchmarks.
+        random_reads: reads of 256 random gists.
+        turns: chat turns, and commits per thread.
+        reopen_tokens: tokens behind `reopen_s_10m`.
+        forget_rounds: memories of `long` tokens that forget.
         rss_runs: processes per length of history.
         is_isolated: measure memory in processes of their own.
     """
@@ -39,6 +44,11 @@ class Scale:
     recall_facts: int
     recall_seeds: tuple[int, ...]
     evidence_stride: int
+    write_groups: int = 32
+    random_reads: int = 60
+    turns: int = 100
+    reopen_tokens: int = 10_000_000
+    forget_rounds: int = 3
     windows: tuple[int, ...] = (512, 1024, 2048)
     overhead_windows: tuple[int, ...] = (512, 2048)
     audit_swaps: tuple[int, ...] = (4, 8, 16, 32)
@@ -73,6 +83,8 @@ QUICK = attrs.evolve(
     recall_tokens=50_000,
     recall_seeds=(11,),
     evidence_stride=20,
+    reopen_tokens=1_000_000,
+    forget_rounds=1,
     rss_runs=1,
 )
 TINY = attrs.evolve(
@@ -88,6 +100,10 @@ TINY = attrs.evolve(
     recall_facts=2,
     recall_tokens=3_000,
     evidence_stride=400,
+    write_groups=1,
+    random_reads=2,
+    turns=2,
+    reopen_tokens=70_000,
     windows=(512,),
     overhead_windows=(512,),
     audit_swaps=(2,),

@@ -1,24 +1,36 @@
-"""Appending, reopening, bytes on disk, memory of the process."""
+"""Sessions on disk: appending, reopening, bytes, forgetting, memory of the process."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+import attrs
+import numpy as np
+
 from megacontext_sdk import MemorySession
-from tests.benchmarks import rss
+from tests.benchmarks import rss, stores
 from tests.benchmarks.figures import measured
 from tests.benchmarks.timing import in_turn, seconds, spread
 from tests.benchmarks.workshop import W_MAX, turns
 
 if TYPE_CHECKING:
+    from megacontext_sdk.receipts import Receipt
     from tests.benchmarks.figures import Figure
     from tests.benchmarks.workshop import Workshop
 
-__all__ = ["append", "bytes_per_token", "reopen", "rss_growth"]
+__all__ = [
+    "append",
+    "bytes_per_token_duckdb",
+    "bytes_per_token_filesystem",
+    "forget",
+    "reopen",
+    "rss_growth",
+]
 
 _BATCH = 64
 _ROOT = Path(__file__).resolve().parents[2]
@@ -96,26 +108,68 @@ def reopen(workshop: Workshop) -> list[Figure]:
     ]
 
 
-def bytes_per_token(workshop: Workshop) -> list[Figure]:
+def bytes_per_token_duckdb(workshop: Workshop) -> list[Figure]:
     """Bytes of the directory of a long closed memory, per token, part by part."""
-    n_tokens = workshop.scale.long
-    workshop.memory(n_tokens)
-    held = workshop.built_tokens[n_tokens]  # later benchmarks append to it
-    files = workshop.parts_on_disk[n_tokens]
-    logical = workshop.logical_bytes[n_tokens]
-    rows = [f"{name} {size / held:.2f}" for name, size in files.items()]
-    inside = [f"{name} {size:.2f}" for name, size in logical.items()]
-    workshop.notes.append(
-        f"bytes per token on disk at {held:,} tokens: {', '.join(rows)}; "
-        f"the engine file holds {', '.join(inside)} before packing"
-    )
-    return [
-        measured(
-            "bytes_per_token",
-            sum(files.values()) / held,
-            "; ".join((*rows, "engine holds " + ", ".join(inside))),
+    figures = _bytes_per_token(workshop, "duckdb")
+    return [attrs.evolve(figures[0], name="bytes_per_token"), *figures]  # the default settings
+
+
+def bytes_per_token_filesystem(workshop: Workshop) -> list[Figure]:
+    """Bytes per token with the other storage."""
+    return _bytes_per_token(workshop, "filesystem")
+
+
+def _bytes_per_token(workshop: Workshop, storage: str) -> list[Figure]:
+    figures = []
+    for dtype in ("i1", "f2"):
+        built = workshop.built(workshop.scale.long, storage, dtype)
+        parts = {name: size / built.n_tokens for name, size in built.parts.items()}
+        shown = ", ".join(f"{name} {size:.3g}" for name, size in parts.items())
+        figure = measured(
+            f"bytes_per_token.{storage}.{dtype}",
+            sum(parts.values()),
+            f"{built.n_tokens:,} tokens of text, width 256, {dtype} gists: {shown}",
         )
-    ]
+        figures.append(attrs.evolve(figure, parts=parts))
+    return figures
+
+
+def forget(workshop: Workshop) -> list[Figure]:
+    """Seconds to forget 50 messages of a long memory, the scan of every byte included."""
+    notes: list[str] = []
+    figures = []
+    for storage in stores.BACKENDS:
+        source = workshop.built(workshop.scale.long, storage)
+        rounds = range(workshop.scale.forget_rounds)
+        took = [_forget_once(workshop, source.path, storage, notes) for _ in rounds]
+        figures.append(
+            measured(
+                f"forget_s_1m.{storage}",
+                median(took),
+                f"50 messages of {source.n_tokens:,} tokens, scan included; {spread(took)} s; "
+                f"{notes[-1]}",
+            )
+        )
+    return figures
+
+
+def _forget_once(workshop: Workshop, source: Path, storage: str, notes: list[str]) -> float:
+    """Forget in a copy, for the memory is used again."""
+    path = workshop.fresh("forget.mc")
+    shutil.copytree(source, path)
+    with MemorySession.open(path, model=workshop.endless, storage=storage, w_max=W_MAX) as session:
+        messages = [message.message_id for message in session.messages()]
+        numbers = sorted({messages[int(at)] for at in np.linspace(0, len(messages) - 1, 50)})
+        receipts: list[Receipt] = []
+        took = seconds(lambda: receipts.append(session.forget(message_ids=numbers)))
+    receipt = receipts[0]
+    if not receipt.verified:
+        raise RuntimeError(f"forgetting left {receipt.hits} pieces on disk")
+    notes.append(
+        f"{receipt.needles:,} pieces looked for in {receipt.bytes_scanned / 1e6:,.1f} MB, "
+        f"{receipt.hits} found"
+    )
+    return took
 
 
 def rss_growth(workshop: Workshop) -> list[Figure]:

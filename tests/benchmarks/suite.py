@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from tests.benchmarks import decoding, evidence, recall, storing, swaps
+from tests.benchmarks import decoding, evidence, recall, stores, storing, swaps
 from tests.benchmarks.figures import UNITS, Figure, measured
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ def _sized(stem: str, ends: Sequence[object]) -> tuple[str, ...]:
     return tuple(f"{stem}_{end}" for end in ends)
 
 
+def _each(stem: str, ends: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{stem}.{end}" for end in ends)
+
+
 SUITE = (
     Benchmark(("decode_vs_generate",), decoding.decode_vs_generate),
     Benchmark(_sized("swap_vs_recompute", (512, 1024, 2048)), swaps.swap_vs_recompute),
@@ -59,7 +63,34 @@ SUITE = (
     Benchmark(("rss_growth_mb",), storing.rss_growth),
     Benchmark(("append_tokens_per_s", "append_vs_tokenise"), storing.append),
     Benchmark(("reopen_s_1m",), storing.reopen),
-    Benchmark(("bytes_per_token",), storing.bytes_per_token),
+    Benchmark(
+        ("bytes_per_token", *_each("bytes_per_token", ("duckdb.i1", "duckdb.f2"))),
+        storing.bytes_per_token_duckdb,
+    ),
+    Benchmark(
+        _each("bytes_per_token", ("filesystem.i1", "filesystem.f2")),
+        storing.bytes_per_token_filesystem,
+        stores.no_filesystem,
+    ),
+    Benchmark(
+        ("fs_write_vs_duckdb", "fs_write_vs_bare", "duckdb_write_vs_bare"),
+        stores.bulk_write,
+        stores.no_filesystem,
+    ),
+    Benchmark(
+        (
+            *_each("random_gists_256_ms", stores.BACKENDS),
+            *_each("random_gists_256_vs_memmap", stores.BACKENDS),
+        ),
+        stores.random_gists,
+        stores.no_filesystem,
+    ),
+    Benchmark(_each("chat_turn_vs_bare", stores.BACKENDS), stores.chat_turns, stores.no_filesystem),
+    Benchmark(
+        _each("commits_8_threads_vs_1", stores.BACKENDS), stores.many_writers, stores.no_filesystem
+    ),
+    Benchmark(_each("reopen_s_10m", stores.BACKENDS), stores.reopen_long, stores.no_filesystem),
+    Benchmark(_each("forget_s_1m", stores.BACKENDS), storing.forget, stores.no_filesystem),
     Benchmark(("recall_200k", "recall_ceiling"), recall.recall),
     Benchmark(_sized("evidence", (512, 1024, 2048)), _evidence, _no_locomo),
     Benchmark(("audit_kl",), swaps.audit_kl),

@@ -78,7 +78,7 @@ def test_a_limit_is_a_floor_or_a_ceiling():
     assert "NO" == measured("decode_vs_generate", 0.89, "x").verdict
     assert "NO" == measured("rss_growth_mb", 64.1, "x").verdict
     assert "yes" == measured("rss_growth_mb", -3.0, "x").verdict
-    assert not measured("bytes_per_token", 3.0, "x").verdict
+    assert not measured("audit_kl", 3.0, "x").verdict
     assert 2 == Limit(10, is_floor=False).margin(5)
 
 

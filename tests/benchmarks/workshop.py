@@ -13,6 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+import attrs
 import numpy as np
 import torch
 
@@ -22,17 +23,18 @@ from tests.benchmarks import models
 from tests.benchmarks.timing import Stamps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from megacontext_hf.adapter import HfAdapter
     from tests.benchmarks.scale import Scale
 
 __all__ = [
+    "Built",
     "Workshop",
     "append_texts",
+    "bytes_by_part",
     "code_version",
     "machine_name",
-    "size_by_part",
     "stamp_reply",
     "turns",
 ]
@@ -41,6 +43,22 @@ W_MAX = 896
 _ROOT = Path(__file__).resolve().parents[2]
 _BATCH_MESSAGES = 64
 _PARTS = {"access.bin": "access counts", "lexical.sqlite": "lexical index"}
+_ENGINE = "engine"
+
+
+@attrs.frozen
+class Built:
+    """A memory of real text as it was when it was closed first; later benchmarks append to it.
+
+    Attributes:
+        path: its directory.
+        n_tokens: how many tokens it held.
+        parts: bytes by part.
+    """
+
+    path: Path
+    n_tokens: int
+    parts: Mapping[str, float]
 
 
 class Workshop:
@@ -57,10 +75,7 @@ class Workshop:
         folder.mkdir(parents=True, exist_ok=True)
         self.notes = [code_version()]
         self.curves: dict[str, dict[float, float]] = {}
-        self._memories: dict[int, Path] = {}
-        self.parts_on_disk: dict[int, dict[str, int]] = {}
-        self.built_tokens: dict[int, int] = {}
-        self.logical_bytes: dict[int, dict[str, float]] = {}
+        self._built: dict[tuple[int, str, str], Built] = {}
 
     @cached_property
     def endless(self) -> HfAdapter:
@@ -85,14 +100,20 @@ class Workshop:
 
     def memory(self, n_tokens: int) -> Path:
         """Return a closed memory of real text with `n_tokens`, made on first use."""
-        if n_tokens not in self._memories:
-            path = self.fresh(f"history-{n_tokens}.mc")
-            with MemorySession.open(path, model=self.endless, w_max=W_MAX) as session:
-                self.built_tokens[n_tokens] = append_texts(session, n_tokens)
-                self.logical_bytes[n_tokens] = _logical_bytes(session)
-            self.parts_on_disk[n_tokens] = size_by_part(path)
-            self._memories[n_tokens] = path
-        return self._memories[n_tokens]
+        return self.built(n_tokens).path
+
+    def built(self, n_tokens: int, storage: str = "duckdb", gist_dtype: str = "i1") -> Built:
+        """Return the same with another storage or type of gists, and what it took on disk."""
+        key = (n_tokens, storage, gist_dtype)
+        if key not in self._built:
+            path = self.fresh(f"history-{n_tokens}-{storage}-{gist_dtype}.mc")
+            with MemorySession.open(
+                path, model=self.endless, storage=storage, w_max=W_MAX, gist_dtype=gist_dtype
+            ) as session:
+                held = append_texts(session, n_tokens)
+                content = _content_bytes(session)
+            self._built[key] = Built(path, held, bytes_by_part(path, content))
+        return self._built[key]
 
     def close(self) -> None:
         """Remove the memories."""
@@ -110,16 +131,18 @@ def append_texts(session: MemorySession, n_tokens: int) -> int:
     return end
 
 
-def _logical_bytes(session: MemorySession) -> dict[str, float]:
-    """Return bytes per token of what the engine has to hold, before it packs anything."""
+def _content_bytes(session: MemorySession) -> dict[str, float]:
+    """Return the bytes that a storage has to hold, whatever it is."""
     parts = session._parts
-    tree, n_tokens = parts.tree.stats(), parts.tree.n_tokens
-    text = sum(len(body) for body in _bodies(parts.journal))
-    return {
-        "ids": tree.id_bytes_per_token,
-        "text": text / n_tokens,
-        "gists": tree.gist_bytes_per_token,
+    tree = parts.tree.stats()
+    content = {
+        "ids": tree.id_bytes_per_token * parts.tree.n_tokens,
+        "text": sum(len(body) for body in _bodies(parts.journal)),
     }
+    for lod, n_nodes in sorted(tree.nodes.items()):
+        if lod and n_nodes:
+            content[f"gists LOD{lod}"] = n_nodes * tree.gist_row_bytes
+    return content
 
 
 def _bodies(journal: object) -> Iterator[bytes]:
@@ -137,13 +160,13 @@ def turns() -> Iterator[object]:
         seed += 1
 
 
-def size_by_part(path: Path) -> dict[str, int]:
-    """Return bytes per part of a closed memory."""
-    parts: dict[str, int] = {}
+def bytes_by_part(path: Path, content: Mapping[str, float]) -> dict[str, float]:
+    """Return the bytes of a closed memory by part; "engine" is what its storage adds."""
+    parts: dict[str, float] = dict(content) | {_ENGINE: -sum(content.values())}
     for file in sorted(path.rglob("*")):
         if file.is_file():
-            default = "engine file" if "duck" in file.name else "small files"
-            name = _PARTS.get(file.name.partition("-")[0], default)
+            is_data = file.relative_to(path).parts[0].startswith("data-")
+            name = _PARTS.get(file.name.partition("-")[0], _ENGINE if is_data else "small files")
             parts[name] = parts.get(name, 0) + file.stat().st_size
     return parts
 
