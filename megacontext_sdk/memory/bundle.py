@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["write_bundle"]
 
 _CHUNK_BYTES = 4 * 2**20
-_MAX_CHUNK_MESSAGES = 1_024
-_BYTES_PER_TOKEN = 8  # more than the text of a token takes, by far
+_MAX_CHUNK_MESSAGES = 256  # metadata may be 64 KiB each
+_BYTES_PER_TOKEN = 8  # more than the text of a token takes, mostly
 
 
 def write_bundle(

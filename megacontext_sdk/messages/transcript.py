@@ -136,10 +136,11 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             f"{path!r:.200} cannot be read ({type(error).__name__}); give a file of JSON lines"
         )
         raise ConfigError(message, field="source", value=type(error).__name__) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        message = f"{path} is not a regular file; give a file of JSON lines"
+        raise ConfigError(message, field="source", value=str(path))
     with open(descriptor, "rb") as file:  # noqa: PTH123 - a path is not all that was given
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            message = f"{path} is not a regular file; give a file of JSON lines"
-            raise ConfigError(message, field="source", value=str(path))
         yield file
 
 
