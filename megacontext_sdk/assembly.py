@@ -23,6 +23,7 @@ from megacontext_sdk.events import SessionOpenedEvent
 from megacontext_sdk.focus.refocus import Refocuser
 from megacontext_sdk.focus.view import ViewBuilder
 from megacontext_sdk.focus.working_context import WorkingContext
+from megacontext_sdk.memory.forgetting import finish_forget
 from megacontext_sdk.memory.lexical import LexicalIndex
 from megacontext_sdk.memory.precision import PrecisionTable
 from megacontext_sdk.memory.tree import MegaContextTree
@@ -37,70 +38,98 @@ from megacontext_sdk.runtime.tree_rows import TreeRows
 from megacontext_sdk.snapshots import resolve_at
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from megacontext_sdk.contracts.model import ModelAdapter
     from megacontext_sdk.events import Telemetry
     from megacontext_sdk.memory.vault import OpenedMemory
     from megacontext_sdk.providers import ModelLease
 
-__all__ = ["Wiring", "assemble", "assemble_over"]
+__all__ = ["Wiring", "assemble", "assemble_over", "finish", "wire"]
 
 
 def _now_us() -> int:
     return time.time_ns() // 1000
 
 
-def assemble(
-    path: str | Path | None,
+def wire(
     *,
     model: object,
     storage: object,
     focus: object,
     gist: object,
     config: Config | str | Path | None,
-    read_only: bool,
-    create: bool,
     plugins: Plugins | None,
+    settings: Mapping[str, object],
+    read_only: bool = False,
+) -> Wiring:
+    """Resolve providers and open the model; whoever asked releases the lease."""
+    plugins = default_plugins() if plugins is None else plugins
+    if not isinstance(plugins, Plugins):
+        message = f"plugins is a {type(plugins).__name__}; give Plugins.load(...), or nothing"
+        raise ConfigError(message, field="plugins", value=type(plugins).__name__)
+    resolved = _settings(config, settings)
+    lease = open_model(plugins, model)
+    try:
+        providers = Providers.take(plugins, resolved, storage=storage, focus=focus, gist=gist)
+        providers.check()
+    except BaseException:
+        lease.release()
+        raise
+    return Wiring(providers=providers, lease=lease, read_only=read_only)
+
+
+def assemble(
+    path: str | Path | None,
+    *,
+    model: object = None,
+    storage: object = None,
+    focus: object = None,
+    gist: object = None,
+    config: Config | str | Path | None = None,
+    read_only: bool = False,
+    create: bool = True,
+    plugins: Plugins | None = None,
     settings: Mapping[str, object],
     at: str | int | None = None,
     name: str = "",
 ) -> Parts:
     """Open everything a session needs; on failure nothing stays open."""
     check_flags(read_only=read_only, create=create)
-    plugins = default_plugins() if plugins is None else plugins
-    if not isinstance(plugins, Plugins):
-        message = f"plugins is a {type(plugins).__name__}; give Plugins.load(...), or nothing"
-        raise ConfigError(message, field="plugins", value=type(plugins).__name__)
-    resolved = _settings(config, settings)
-    with ExitStack() as stack:
-        lease = open_model(plugins, model)
-        stack.callback(lease.release)
-        providers = Providers.take(plugins, resolved, storage=storage, focus=focus, gist=gist)
-        providers.check()
-        wiring = Wiring(providers=providers, lease=lease, read_only=read_only)
-        memory = wiring.open(_checked_path(path), create=create, at=at, name=name)
-        stack.callback(memory.close)
-        parts = _opened(wiring, memory, stack)
-        stack.pop_all()
-    return parts
+    place = _checked_path(path)
+    wiring = wire(
+        model=model,
+        storage=storage,
+        focus=focus,
+        gist=gist,
+        config=config,
+        plugins=plugins,
+        settings=settings,
+        read_only=read_only,
+    )
+    return finish(wiring, lambda: wiring.open(place, create=create, at=at, name=name))
 
 
-def assemble_over(wiring: Wiring, path: Path | None, memory: OpenedMemory | None = None) -> Parts:
+def assemble_over(wiring: Wiring, open_it: Callable[[Wiring], OpenedMemory]) -> Parts:
     """Open a memory beside the one of another session, with the same model and settings.
 
     Args:
         wiring: of the other session.
-        path: the memory's directory.
-        memory: the memory, if it is open already.
+        open_it: opens the memory, or gives one that is open.
     """
+    own = Wiring(
+        providers=wiring.providers.for_a_fork(), lease=wiring.lease.share(), read_only=False
+    )
+    return finish(own, lambda: open_it(own))
+
+
+def finish(wiring: Wiring, open_it: Callable[[], OpenedMemory]) -> Parts:
+    """Open a memory and put the rooms over it; on failure nothing stays open, nor the model."""
     with ExitStack() as stack:
-        lease = wiring.lease.share()
-        stack.callback(lease.release)
-        own = Wiring(providers=wiring.providers.for_a_fork(), lease=lease, read_only=False)
-        opened = own.open(path, create=False) if memory is None else memory
-        stack.callback(opened.close)
-        parts = _opened(own, opened, stack)
+        stack.callback(wiring.lease.release)
+        memory = open_it()
+        stack.callback(memory.close)
+        parts = _opened(wiring, memory, stack)
         stack.pop_all()
     return parts
 
@@ -204,7 +233,7 @@ class Wiring:
     ) -> OpenedMemory:
         info, settings = self.adapter.info, self.config.storage
         with self.providers.plugins.find("storage", self.providers.storage).guard(StorageError):
-            return open_memory(
+            memory = open_memory(
                 path,
                 backend=self.providers.storage,
                 factory=self.providers.store_factory(),
@@ -221,6 +250,9 @@ class Wiring:
                 root=root,
                 name=name,
             )
+            if not self.read_only:
+                _finish(memory)
+            return memory
 
     def parts(self, memory: OpenedMemory) -> Parts:
         """Put the rooms together over an opened memory."""
@@ -279,6 +311,15 @@ class Wiring:
         """Return what a model is shown in place of a forgotten token: a line break, if it can."""
         ids = self.adapter.tokenizer.encode("\n")
         return int(ids[-1]) if len(ids) else 0
+
+
+def _finish(memory: OpenedMemory) -> None:
+    """Finish what a forget began that was killed; on failure nothing stays open."""
+    try:
+        finish_forget(memory)
+    except BaseException:
+        memory.close()
+        raise
 
 
 def _in(folder: Path | None, name: str) -> Path | None:

@@ -7,15 +7,20 @@ together again afterwards; how stores are copied, checked and scanned is written
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
+import os
 from time import perf_counter
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 from megacontext_sdk.arguments import check_flags
 from megacontext_sdk.assembly import assemble_over
 from megacontext_sdk.errors import ConfigError, StorageError, shown
+from megacontext_sdk.memory.forgetting import forget, plan_forget
+from megacontext_sdk.memory.forking import fork_memory
 from megacontext_sdk.memory.gist_rebuild import GistRebuild, encoder_store
+from megacontext_sdk.memory.making import new_uuid
+from megacontext_sdk.memory.paths import check_location
 from megacontext_sdk.memory.replay import append_settings, copy_commits, copy_gists
+from megacontext_sdk.memory.scrub import scrub_memory
 from megacontext_sdk.providers import ENCODER_SETTING
 from megacontext_sdk.receipts import Rebuilt, Snapshot
 from megacontext_sdk.snapshots import (
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime, timedelta
+    from pathlib import Path
 
     from megacontext_sdk.contracts.storage import Storage
     from megacontext_sdk.memory.vault import OpenedMemory
@@ -41,7 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Keeping"]
 
-_CARRIED = ("encoders", ENCODER_SETTING, "forks", "exports", "receipts")
+_FORKS = "forks"
+_CARRIED = ("encoders", ENCODER_SETTING, _FORKS, "exports", "receipts")
 """Settings that outlive a restore: what was done since cannot be undone, or still serves."""
 
 
@@ -179,11 +186,33 @@ class Keeping:
             journal = parts.journal
             seq = journal.seq if at is None else resolve_at(at, journal.settings, journal.seq)
             if path is None:
-                return type(self)(assemble_over(parts.wiring, None, self._forked_here(seq)))
-            from megacontext_sdk.memory.forking import fork_memory
+                return type(self)(assemble_over(parts.wiring, lambda _: self._forked_here(seq)))
+            place = check_location(path)
+            self._fork_to(place, seq)
+            return type(self)(
+                assemble_over(parts.wiring, lambda wiring: wiring.open(place, create=False))
+            )
 
-            fork_memory(parts.memory, Path(path), at_seq=seq)
-            return type(self)(assemble_over(parts.wiring, Path(path)))
+    def _fork_to(self, path: Path, seq: int) -> None:
+        """Note the fork, then make it: what exists is known, whenever the process is killed."""
+        if os.path.lexists(path):
+            message = f"{path} exists already; choose another path for the fork, or remove it first"
+            raise ConfigError(message, field="path", value=str(path))
+        memory, journal = self._parts.memory, self._parts.journal
+        journal.flush()
+        uuid, before = new_uuid(), cast("list[object]", journal.settings.get(_FORKS, []))
+        n_tokens = 0
+        if seq:
+            row = memory.storage.read_commits(seq, seq + 1)[0]
+            n_tokens = int(row["start"]) + int(row["n_tokens"])
+        note = {"uuid": uuid, "path": str(path), "seq": seq, "n_tokens": n_tokens}
+        journal.update_settings({_FORKS: [*before, note]}).wait()
+        try:
+            fork_memory(memory, path, at_seq=seq, uuid=uuid)
+        except BaseException:
+            with contextlib.suppress(StorageError):
+                journal.update_settings({_FORKS: before or None}).wait()
+            raise
 
     def _forked_here(self, seq: int) -> OpenedMemory:
         """Return another memory in this process that holds this one up to a commit."""
@@ -248,8 +277,6 @@ class Keeping:
             ...     receipt.messages, session.search("gate code")
             ((0,), [])
         """
-        from megacontext_sdk.memory.forgetting import forget, plan_forget
-
         check_flags(dry_run=dry_run, everything=everything)
         with self._reading() if dry_run else self._writing():
             parts = self._parts
@@ -261,6 +288,8 @@ class Keeping:
                 before=before,
                 everything=everything,
             )
+            if not dry_run and parts.memory.cache_dir is not None:
+                parts.lexical.close()  # its file is deleted; it opens again when it is asked
             new, receipt = forget(
                 parts.memory,
                 parts.tree,
@@ -268,6 +297,7 @@ class Keeping:
                 dry_run=dry_run,
                 cascade=cascade,
                 open_fork=lambda path: parts.wiring.open(path, create=False),
+                readers_timeout=parts.state.config.storage.lock_timeout_seconds,
             )
             if new is not parts.memory:
                 parts.tree.close()
@@ -347,8 +377,6 @@ class Keeping:
             ...     session.verify().is_sound
             True
         """
-        from megacontext_sdk.memory.scrub import scrub_memory
-
         with self._reading():
             return scrub_memory(self._parts.memory, progress=progress)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -15,6 +16,7 @@ import attrs
 from megacontext_sdk.contracts.focus import FocusPolicy
 from megacontext_sdk.contracts.gist import GistEncoder
 from megacontext_sdk.contracts.model import ModelAdapter
+from megacontext_sdk.contracts.storage import NO_OPTIONS
 from megacontext_sdk.contracts.telemetry import TelemetrySink
 from megacontext_sdk.errors import ConfigError, ModelError
 from megacontext_sdk.events import Telemetry
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from megacontext_sdk.contracts.model import ModelInfo
     from megacontext_sdk.contracts.positions import PositionScheme
     from megacontext_sdk.contracts.runtime import RuntimeLoop
+    from megacontext_sdk.contracts.storage import Storage
     from megacontext_sdk.events import Event
     from megacontext_sdk.plugins import Plugins
     from megacontext_sdk.runtime.state import SessionState
@@ -194,9 +197,15 @@ class Providers:
 
     # -- what is made ---------------------------------------------------------------------------
 
-    def store_factory(self) -> Callable[..., Any]:
-        """Return the factory of the backend's stores."""
-        return self.plugins.resolve("storage", self.storage)
+    def store_factory(self, name: str | None = None) -> Callable[..., Any]:
+        """Return the factory of the stores of a backend, by default of the one in use."""
+        return self.plugins.resolve("storage", name or self.storage)
+
+    @property
+    def is_local(self) -> bool:
+        """Tell whether the backend keeps its data in a directory."""
+        sample: Storage = self.store_factory()(Path("data"), NO_OPTIONS)
+        return sample.capabilities.local
 
     def make_gist(self, settings: Mapping[str, object], gist_slots: int) -> GistEncoder:
         """Make the encoder in use, or return it if it was given as an object."""

@@ -26,6 +26,7 @@ from megacontext_sdk.keeping import Keeping
 from megacontext_sdk.memory.forgotten import remaining
 from megacontext_sdk.memory.lod import Span
 from megacontext_sdk.messages import load_messages, parse_content
+from megacontext_sdk.moving import Moving
 from megacontext_sdk.parts import forgotten
 from megacontext_sdk.records import GenerateRequest
 from megacontext_sdk.results import (
@@ -62,7 +63,7 @@ __all__ = ["MemorySession"]
 _MAX_HITS = 1000
 
 
-class MemorySession(Keeping):
+class MemorySession(Keeping, Moving):
     """One memory, open: append to it, generate from it, look at its focus.
 
     Open one with `MemorySession.open`.

@@ -41,6 +41,9 @@ __all__ = ["MemoryStore"]
 _MEMORY = ".mc"  # tells the directory of a memory from that of a namespace below this one
 _LABEL = "NAMESPACE"
 _TRASH = ".deleted-"
+_ARGUMENTS = (
+    *("model", "storage", "focus", "gist", "config", "read_only", "create", "at", "plugins"),
+)  # of `MemorySession.open`; the others are settings
 _log = logging.getLogger(__name__)
 
 
@@ -113,27 +116,8 @@ class MemoryStore:
         if not is_new and not check_directory(path):
             raise self._not_found(checked)
         _check_owner(path, checked)
-        named = (
-            *("model", "storage", "focus", "gist", "config", "read_only", "create", "plugins"),
-            "at",
-        )
-        own = {key: given.pop(key) for key in named if key in given}
-        parts = assemble(
-            path,
-            **{
-                "model": None,
-                "storage": None,
-                "focus": None,
-                "gist": None,
-                "config": None,
-                "read_only": False,
-                "create": True,
-                "plugins": None,
-                **own,
-            },
-            settings=given,
-            name=checked,
-        )
+        named = {key: given.pop(key) for key in _ARGUMENTS if key in given}
+        parts = assemble(path, **named, settings=given, name=checked)
         return MemorySession(parts)
 
     def list(self) -> tuple[str, ...]:

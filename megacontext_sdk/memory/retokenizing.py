@@ -30,15 +30,16 @@ from megacontext_sdk.memory.writer import batch_of
 from megacontext_sdk.messages.body import MessageBody, decode_body, encode_body
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from megacontext_sdk.contracts.arrays import Ids
     from megacontext_sdk.contracts.storage import Storage
     from megacontext_sdk.memory.manifest import MemoryMeta
     from megacontext_sdk.memory.replay import Progress
     from megacontext_sdk.memory.stretch import Source
+    from megacontext_sdk.messages.content import MessageDraft
 
-__all__ = ["Retokenizer", "rewrite"]
+__all__ = ["Retokenizer", "rewrite", "write_drafts"]
 
 _GROUP_BYTES = 4 * 2**20
 _GROUP_MESSAGES = 256
@@ -108,6 +109,42 @@ def rewrite(
         if progress is not None:
             last = parts.rows[-1][0]
             progress(int(last["start"]) + int(last["n_tokens"]), state.n_tokens)
+    writer.write_group()
+    return writer.position
+
+
+def write_drafts(
+    target: Storage,
+    drafts: Iterable[MessageDraft],
+    retokenizer: Retokenizer,
+    *,
+    meta: MemoryMeta,
+    ts_us: int,
+) -> Position:
+    """Write checked messages into an empty store.
+
+    Args:
+        target: opened for writing, empty.
+        drafts: in order, each with text.
+        retokenizer: makes the ids.
+        meta: of the target.
+        ts_us: time of the commits, and of messages without one.
+
+    Returns:
+        The position it ends at.
+
+    Raises:
+        StorageError: the target cannot be written.
+    """
+    writer = _Rewriter(target, meta, ts_us)
+    for draft in drafts:
+        made = _Draft(
+            role=ROLES.index(draft.role),
+            trust=int(draft.trust),
+            ts_us=ts_us if draft.ts_us is None else draft.ts_us,
+            body=draft.body(),
+        )
+        writer.add(made, retokenizer)
     writer.write_group()
     return writer.position
 
