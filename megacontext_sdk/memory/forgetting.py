@@ -107,9 +107,9 @@ def finish_forget(opened: OpenedMemory) -> None:
     """
     receipts = opened.journal.settings.get(_RECEIPTS)
     newest = receipts[-1] if isinstance(receipts, list | tuple) and receipts else {}
-    generation = newest.get("generation", 0) if isinstance(newest, dict) else 0
-    if opened.path is None or not generation:
+    if opened.path is None or not isinstance(newest, dict):
         return
+    generation = newest.get("generation", 0) if newest.get("uuid") == opened.meta.uuid else 0
     for folder in (opened.path / "rescue").glob("data-*"):
         number = folder.name.partition("-")[2]
         if number.isdigit() and int(number) < generation:
@@ -218,6 +218,7 @@ class _Forgetting:
             {
                 "seq": position.seq + 1,
                 "ts_us": self.opened.clock(),
+                "uuid": meta.uuid,  # forks inherit receipts, but not what was kept in rescue/
                 "generation": meta.generation + 1,
                 "spans": [[span.start, span.end] for span in self.redaction.spans[:_SPANS_KEPT]],
                 "n_spans": len(self.redaction.spans),
