@@ -6,10 +6,12 @@ trying again would report success. Every other error is the caller's to judge.
 
 from __future__ import annotations
 
+import os
+import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from megacontext_filesystem.faults import FULL, failed, full
+from megacontext_filesystem.faults import FULL, failed, full, refused
 from megacontext_sdk.contracts.disk import Disk
 from megacontext_sdk.errors import StorageError
 
@@ -19,7 +21,27 @@ if TYPE_CHECKING:
 
     from megacontext_sdk.errors import SessionClosedError
 
-__all__ = ["CarefulDisk"]
+__all__ = ["CarefulDisk", "open_to_read"]
+
+
+def open_to_read(path: Path) -> int:
+    """Open a regular file for reading, without following links.
+
+    Raises:
+        ConfigError: it is no regular file.
+        FileNotFoundError: there is none.
+        ReadOnlyError: no permission.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise refused(path, error) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise refused(path, None)
+    return descriptor
 
 
 class CarefulDisk(Disk):

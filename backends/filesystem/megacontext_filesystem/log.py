@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import mmap
 import os
-import stat
 from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from megacontext_filesystem.careful import open_to_read
 from megacontext_filesystem.faults import FULL, refused
 from megacontext_filesystem.manifest import log_name
 
@@ -71,21 +71,18 @@ class Log:
             ReadOnlyError: no permission.
         """
         path = folder / log_name(number)
-        try:
-            if disk is not None:
+        if disk is None:
+            descriptor = open_to_read(path)
+        else:
+            try:
                 descriptor = disk.open(path, os.O_RDWR | os.O_APPEND)
-            else:
-                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-                descriptor = os.open(path, flags)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise refused(path, error) from error
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                raise refused(path, error) from error
         found = os.fstat(descriptor)
         why = None
-        if not stat.S_ISREG(found.st_mode):
-            why = "is not a regular file; remove it and look who made it"
-        elif found.st_nlink > 1:
+        if found.st_nlink > 1:
             why = "has more than one hard link; copy it to a file of its own"
         elif os.geteuid() not in {0, found.st_uid}:
             why = f"belongs to uid {found.st_uid}; open it as its owner"

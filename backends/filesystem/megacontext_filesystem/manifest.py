@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from megacontext_filesystem.faults import corrupt, refused
+from megacontext_filesystem.careful import open_to_read
+from megacontext_filesystem.faults import corrupt
 from megacontext_filesystem.segments import KINDS, SegmentInfo
 from megacontext_sdk.errors import FormatVersionError
 
@@ -171,17 +172,8 @@ def read_manifest(folder: Path, number: int) -> Manifest:
         FormatVersionError: see `decode_manifest`.
     """
     path = folder / manifest_name(number)
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise refused(path, error) from error
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - the descriptor refused links
-        try:
-            data = file.read(_MAX_BYTES + 1)
-        except OSError as error:
-            raise refused(path, error) from error
+    with open(open_to_read(path), "rb") as file:  # noqa: PTH123 - the descriptor refused links
+        data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise corrupt(path, f"is larger than {_MAX_BYTES} bytes")
     return decode_manifest(data, path)

@@ -20,6 +20,7 @@ import attrs
 import msgspec
 import numpy as np
 
+from megacontext_filesystem.careful import open_to_read
 from megacontext_filesystem.faults import corrupt, refused
 
 if TYPE_CHECKING:
@@ -182,17 +183,10 @@ def write_segment(
 
 
 def _open(path: Path) -> int:
-    """Open a file to read, without following links."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        return open_to_read(path)
     except FileNotFoundError as error:
         raise corrupt(path, "is missing") from error
-    except OSError as error:
-        raise refused(path, error) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise refused(path, None)
-    return descriptor
 
 
 def read_header(path: Path) -> SegmentInfo | None:
