@@ -18,9 +18,20 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from megacontext_sdk.memory.lod import Span
+    from megacontext_sdk.messages import Message
     from megacontext_sdk.messages.content import Content
+    from megacontext_sdk.receipts import (
+        Exported,
+        Rebuilt,
+        Receipt,
+        Recovery,
+        ScrubReport,
+        Snapshot,
+    )
     from megacontext_sdk.results import (
         Appended,
+        Audit,
         Completed,
         FocusChanged,
         FocusReport,
@@ -59,13 +70,17 @@ class AsyncMemorySession:
     @classmethod
     async def open(cls, path: str | Path | None, **arguments: Any) -> AsyncMemorySession:  # noqa: ANN401 - MemorySession.open types them
         """Open a memory; see `MemorySession.open`."""
-        worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="megacontext")
-        try:
-            session = await _run(worker, MemorySession.open, path, **arguments)
-        except BaseException:
-            worker.shutdown(wait=False)
-            raise
-        return cls(session, worker)
+        return await _opened(MemorySession.open, path, **arguments)
+
+    @classmethod
+    async def load(cls, source: str | Path, **arguments: Any) -> AsyncMemorySession:  # noqa: ANN401 - see open
+        """Make a new memory of something exported, and open it; see `MemorySession.load`."""
+        return await _opened(MemorySession.load, source, **arguments)
+
+    @classmethod
+    async def recover(cls, path: str | Path, **arguments: Any) -> Recovery:  # noqa: ANN401 - see open
+        """Cut a damaged memory back to what survives; see `MemorySession.recover`."""
+        return await asyncio.to_thread(partial(MemorySession.recover, path, **arguments))
 
     @property
     def path(self) -> Path | None:
@@ -105,9 +120,60 @@ class AsyncMemorySession:
         """Return what the model sees; see `session.focus.report`."""
         return await _run(self._worker, self._session.focus.report, query)
 
+    async def read(self, span: Span | tuple[int, int]) -> str:
+        """Return the exact text of a span; see `MemorySession.read`."""
+        return await _run(self._worker, self._session.read, span)
+
+    async def messages(self, start: int | None = None, stop: int | None = None) -> list[Message]:
+        """Return messages by number; see `MemorySession.messages`."""
+        return await _run(self._worker, self._session.messages, start, stop)
+
     async def stats(self) -> Stats:
         """Return counts and sizes; see `MemorySession.stats`."""
         return await _run(self._worker, self._session.stats)
+
+    async def audit(self, n_rows: int = 32) -> Audit:
+        """Measure how exact the served window is; see `MemorySession.audit`."""
+        return await _run(self._worker, self._session.audit, n_rows)
+
+    async def snapshot(self, name: str) -> Snapshot:
+        """Give the present end a name; see `MemorySession.snapshot`."""
+        return await _run(self._worker, self._session.snapshot, name)
+
+    async def snapshots(self) -> tuple[Snapshot, ...]:
+        """Return the snapshots; see `MemorySession.snapshots`."""
+        return await _run(self._worker, self._session.snapshots)
+
+    async def restore(self, name: str) -> Snapshot:
+        """Cut the history back to a snapshot; see `MemorySession.restore`."""
+        return await _run(self._worker, self._session.restore, name)
+
+    async def fork(
+        self, path: str | Path | None, *, at: str | int | None = None
+    ) -> AsyncMemorySession:
+        """Make an independent copy and open it; see `MemorySession.fork`."""
+        forked = await _run(self._worker, self._session.fork, path, at=at)
+        return AsyncMemorySession(forked, _worker())
+
+    async def forget(self, **scope: Any) -> Receipt:  # noqa: ANN401 - see open
+        """Remove content for good; see `MemorySession.forget`."""
+        return await _run(self._worker, self._session.forget, **scope)
+
+    async def export(self, path: str | Path, **arguments: Any) -> Exported:  # noqa: ANN401 - see open
+        """Write the memory into one file; see `MemorySession.export`."""
+        return await _run(self._worker, self._session.export, path, **arguments)
+
+    async def rebuild(self, **arguments: Any) -> Rebuilt:  # noqa: ANN401 - see open
+        """Make the gists an encoder lacks; see `MemorySession.rebuild`."""
+        return await _run(self._worker, self._session.rebuild, **arguments)
+
+    async def verify(self, **arguments: Any) -> ScrubReport:  # noqa: ANN401 - see open
+        """Read everything and check it; see `MemorySession.verify`."""
+        return await _run(self._worker, self._session.verify, **arguments)
+
+    async def flush(self) -> None:
+        """Make caches durable too; see `MemorySession.flush`."""
+        await _run(self._worker, self._session.flush)
 
     async def close(self) -> None:
         """Close the session and its worker; idempotent."""
@@ -133,6 +199,25 @@ class AsyncMemorySession:
     def __repr__(self) -> str:
         """Say where, never what."""
         return f"<Async{repr(self._session)[1:]}"
+
+
+def _worker() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="megacontext")
+
+
+async def _opened(
+    call: Callable[..., MemorySession],
+    place: object,
+    **arguments: Any,  # noqa: ANN401 - see open
+) -> AsyncMemorySession:
+    """Return a session that was opened by its own worker."""
+    worker = _worker()
+    try:
+        session = await _run(worker, call, place, **arguments)
+    except BaseException:
+        worker.shutdown(wait=False)
+        raise
+    return AsyncMemorySession(session, worker)
 
 
 async def _run(

@@ -7,9 +7,10 @@ sees two namespaces.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import secrets
-import shutil
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from megacontext_sdk.assembly import assemble
 from megacontext_sdk.contracts.disk import REAL_DISK
 from megacontext_sdk.contracts.storage import NO_OPTIONS
 from megacontext_sdk.errors import ConfigError, SessionNotFoundError, StorageError, shown
+from megacontext_sdk.memory.durable import remove_tree, write_file
 from megacontext_sdk.memory.locks import DirectoryLock
 from megacontext_sdk.memory.manifest import read_meta
 from megacontext_sdk.memory.paths import (
@@ -40,6 +42,7 @@ __all__ = ["MemoryStore"]
 
 _MEMORY = ".mc"  # tells the directory of a memory from that of a namespace below this one
 _LABEL = "NAMESPACE"
+_MAX_LABEL = 256
 _TRASH = ".deleted-"
 _ARGUMENTS = (
     *("model", "storage", "focus", "gist", "config", "read_only", "create", "at", "plugins"),
@@ -204,21 +207,30 @@ def _enter_namespace(folder: Path, part: str, *, create: bool) -> None:
     Raises:
         ConfigError: a link, no folder, or the folder of another namespace.
     """
-    if not check_directory(folder):
-        if create:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            label = folder / _LABEL
-            label.write_text(part, encoding="utf-8")
-            label.chmod(0o600)
-        return
+    if create and not check_directory(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
     label = folder / _LABEL
-    if not label.is_file() or label.is_symlink():
-        if create:
-            label.write_text(part, encoding="utf-8")
+    if create and not label.exists():
+        _put_label(label, part)
+    if not check_directory(folder) or not label.exists():
         return
-    if label.read_text(encoding="utf-8") != part:
+    descriptor = REAL_DISK.open(label, os.O_RDONLY)
+    try:
+        found = os.read(descriptor, _MAX_LABEL)
+    finally:
+        os.close(descriptor)
+    if found != part.encode():
         message = f"{folder} belongs to another namespace than {part!r}; choose another name"
         raise ConfigError(message, field="namespace", value=part)
+
+
+def _put_label(label: Path, part: str) -> None:
+    """Write whose folder it is, whole at once: others may be coming in at the same time."""
+    draft = label.with_name(f"{_LABEL}.{secrets.token_hex(8)}")
+    write_file(REAL_DISK, draft, part.encode())
+    with contextlib.suppress(FileExistsError):
+        REAL_DISK.link(draft, label)
+    draft.unlink()
 
 
 def _check_owner(path: Path, name: str) -> None:
@@ -274,5 +286,5 @@ def _sweep(folder: Path) -> None:
     """Remove what deletions left; links inside are removed, never followed."""
     for entry in folder.iterdir():
         if entry.name.startswith(_TRASH) and not entry.is_symlink():
-            shutil.rmtree(entry)
+            remove_tree(REAL_DISK, entry)
     REAL_DISK.sync_directory(folder)
