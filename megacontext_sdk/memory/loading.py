@@ -2,7 +2,7 @@
 
 Everything is checked before the first byte of the new memory is written, and the new memory appears
 under its name when it is complete. What comes from elsewhere is trusted as such: unless the caller
-says otherwise its messages are EXTERNAL at most and its settings stay behind.
+says otherwise its messages are EXTERNAL at most, and its settings and gists stay behind.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import attrs
-import msgspec
 import numpy as np
 
 from megacontext_sdk.contracts.storage import NO_OPTIONS
@@ -32,7 +31,7 @@ from megacontext_sdk.memory.opened import Fingerprints, now_us
 from megacontext_sdk.memory.paths import check_directory, check_location
 from megacontext_sdk.memory.replay import append_settings, copy_commits, copy_gists
 from megacontext_sdk.memory.retokenizing import rewrite
-from megacontext_sdk.memory.settings import decode_settings, encode_settings
+from megacontext_sdk.memory.settings import encode_settings
 from megacontext_sdk.memory.stretch import Place, stretches
 from megacontext_sdk.memory.vault import open_memory
 from megacontext_sdk.messages.roles import Trust
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Loader", "load_memory", "open_source"]
 
+_NO_SETTINGS = encode_settings({})
 _LEFT_BEHIND = {"forks", "exports"}  # they name places of the other memory, not of this one
 
 
@@ -83,7 +83,8 @@ def load_memory(
         vocab_size: of that model.
         width: of that model's gists.
         factory_of: makes the store of another memory by the name of its storage.
-        trust: "cap" lets messages keep at most EXTERNAL, "keep" believes what the source says.
+        trust: "cap" lets messages keep at most EXTERNAL and takes no settings and no gists, "keep"
+            believes what the source says.
         retokenizer: makes ids anew where the tokenizer is another one; None refuses that.
         name: noted in MEMORY.
         options: for the backend.
@@ -353,15 +354,11 @@ class Loader:
             token_bytes=self.meta.token_bytes,
             ts_us=self._clock(),
         )
-        if self._origin.fingerprints.base == self.meta.base_fp:
+        # Gists are numbers that go into a model and that nobody can read: nothing shows that a
+        # stranger's were made of this text, so they are taken over only from who is believed.
+        if self._cap is None and self._origin.fingerprints.base == self.meta.base_fp:
             versions = kept_gists(source, encoder_entries(settings), self._width)
-            copy_gists(
-                source,
-                target,
-                n_tokens=position.n_tokens,
-                versions=versions,
-                trust_cap=self._cap,
-            )
+            copy_gists(source, target, n_tokens=position.n_tokens, versions=versions)
 
     def _loaded_from(self) -> dict[str, object]:
         state = self._origin.source.state()
@@ -389,7 +386,7 @@ def _other_tokenizer(origin: Origin, given: Fingerprints) -> ModelMismatchError:
 
 
 class _Guest:
-    """A source whose settings say nothing but which encoders wrote its gists.
+    """A source whose settings say nothing.
 
     Settings steer a session (what is pinned, which forks are told to forget), so those of a
     stranger do not come along, not even in the history, where a rollback would find them.
@@ -422,6 +419,5 @@ class _Guest:
         rows = self._source.read_messages(first, int(messages.max()) + 1)
         settings = np.flatnonzero(rows["role"][messages - first] == ROLE_SETTING)
         for at in settings.tolist():
-            entries = encoder_entries(decode_settings(bodies[at]))
-            bodies[at] = encode_settings({"encoders": msgspec.to_builtins(entries)})
+            bodies[at] = _NO_SETTINGS
         return bodies
