@@ -48,6 +48,7 @@ UNITS: Mapping[str, str] = {
     "evidence_1024": "share",
     "evidence_2048": "share",
     "audit_kl": "nats",
+    "int8_nll_shift": "nats",
     "refocus_overhead_512": "ratio",
     "refocus_overhead_2048": "ratio",
     "refocus_overhead_512_uncached": "ratio",

@@ -27,6 +27,7 @@ class Scale:
         random_reads: reads of 256 random gists.
         turns: chat turns, and commits per thread.
         reopen_tokens: tokens behind `reopen_s_10m`.
+        row_windows: windows of each kind of text in `int8_nll_shift`.
         forget_rounds: memories of `long` tokens that forget.
         rss_runs: processes per length of history.
         is_isolated: measure memory in processes of their own.
@@ -49,6 +50,7 @@ class Scale:
     turns: int = 100
     reopen_tokens: int = 10_000_000
     forget_rounds: int = 3
+    row_windows: int = 100
     windows: tuple[int, ...] = (512, 1024, 2048)
     overhead_windows: tuple[int, ...] = (512, 2048)
     audit_swaps: tuple[int, ...] = (4, 8, 16, 32)
@@ -85,6 +87,7 @@ QUICK = attrs.evolve(
     evidence_stride=20,
     reopen_tokens=1_000_000,
     forget_rounds=1,
+    row_windows=20,
     rss_runs=1,
 )
 TINY = attrs.evolve(
@@ -104,6 +107,7 @@ TINY = attrs.evolve(
     random_reads=2,
     turns=2,
     reopen_tokens=70_000,
+    row_windows=1,
     windows=(512,),
     overhead_windows=(512,),
     audit_swaps=(2,),

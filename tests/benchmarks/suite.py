@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from tests.benchmarks import decoding, evidence, recall, stores, storing, swaps
+from tests.benchmarks import decoding, evidence, recall, rows, stores, storing, swaps
 from tests.benchmarks.figures import UNITS, Figure, measured
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ SUITE = (
     Benchmark(("recall_200k", "recall_ceiling"), recall.recall),
     Benchmark(_sized("evidence", (512, 1024, 2048)), _evidence, _no_locomo),
     Benchmark(("audit_kl",), swaps.audit_kl),
+    Benchmark(("int8_nll_shift",), rows.int8_shift, rows.no_texts),
     Benchmark(
         _sized("refocus_overhead", (512, 2048, "512_uncached", "2048_uncached")),
         decoding.refocus_overhead,

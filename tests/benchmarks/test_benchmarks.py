@@ -45,7 +45,7 @@ def test_a_benchmark_gives_its_figures(benchmark, workshop):
         assert figure.baseline
         if figure.name in BOUNDED:
             assert 0 <= figure.value <= 1
-        elif figure.name not in {"rss_growth_mb", "audit_kl"}:
+        elif figure.name not in {"rss_growth_mb", "audit_kl", "int8_nll_shift"}:
             assert figure.value != 0
 
 
