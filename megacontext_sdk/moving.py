@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from megacontext_sdk.arguments import check_flags
@@ -20,7 +19,7 @@ from megacontext_sdk.memory.loading import Loader, open_source
 from megacontext_sdk.memory.making import make_memory, new_uuid
 from megacontext_sdk.memory.manifest import MemoryMeta
 from megacontext_sdk.memory.opened import now_us
-from megacontext_sdk.memory.paths import check_location
+from megacontext_sdk.memory.paths import check_location, check_parent
 from megacontext_sdk.memory.recovery import recover_memory
 from megacontext_sdk.memory.retokenizing import Retokenizer, write_drafts
 from megacontext_sdk.memory.transcript_file import write_transcript
@@ -31,6 +30,7 @@ from megacontext_sdk.plugins import default_plugins
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from megacontext_sdk.assembly import Wiring
     from megacontext_sdk.config import Config
@@ -113,6 +113,7 @@ class Moving:
         if os.path.lexists(place):
             message = f"{place} exists already; choose another path, or remove it first"
             raise ConfigError(message, field="path", value=str(place))
+        check_parent(place.parent)  # before it is noted
         parts = self._parts
         if parts.read_only:
             with self._reading():
@@ -195,6 +196,7 @@ class Moving:
             message = f"trust={shown(trust)} is unknown; use 'keep', or leave it out"
             raise ConfigError(message, field="trust", value=shown(trust))
         place = check_location(source)
+        target = None if into is None else check_location(into)
         wiring = wire(
             model=model,
             storage=storage,
@@ -204,7 +206,7 @@ class Moving:
             plugins=plugins,
             settings=settings,
         )
-        arrival = _Arrival(wiring, None if into is None else Path(into), trust or "cap", progress)
+        arrival = _Arrival(wiring, target, trust or "cap", progress)
         if place.suffix == _TRANSCRIPT:
             return cls(finish(wiring, lambda: arrival.of_transcript(place)))
         return cls(finish(wiring, lambda: arrival.of_memory(place, retokenize=retokenize)))

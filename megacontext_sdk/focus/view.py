@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["EMPTY_QUERY", "LexicalSource", "QueryScope", "TreeSource", "ViewBuilder"]
 
 _TURN_HITS = 64
+_EMBED_TOKENS = 8_192
 _DECODE_HITS = 8
 """Fewer while decoding: each hit may cost reads of gists and blocks, every 32 tokens."""
 
@@ -106,7 +107,7 @@ class ViewBuilder:
     def scope(self, query: FocusQuery) -> QueryScope:
         """Look up what one refocus needs once: lexical hits, query vector, tail gists."""
         ids = query.turn_ids if len(query.turn_ids) else query.recent_ids
-        vector = self._embed(ids).mean(axis=0) if len(ids) else self._zero
+        vector = self._mean(ids) if len(ids) else self._zero
         hits = _NO_HITS
         if query.turn_text or query.recent_text:
             limit = _DECODE_HITS if len(query.recent_ids) else _TURN_HITS
@@ -118,6 +119,16 @@ class ViewBuilder:
                 before=query.turn_start,
             )
         return QueryScope(query, vector, self._tree.tail_gists(), hits)
+
+    def _mean(self, ids: Ids) -> Floats:
+        """Return the mean embedding, page by page: a turn may be megabytes of pasted text."""
+        if len(ids) <= _EMBED_TOKENS:
+            mean: Floats = self._embed(ids).mean(axis=0)
+            return mean
+        total = np.zeros(len(self._zero), dtype=np.float64)
+        for at in range(0, len(ids), _EMBED_TOKENS):
+            total += self._embed(ids[at : at + _EMBED_TOKENS]).sum(axis=0, dtype=np.float64)
+        return (total / len(ids)).astype(np.float32)
 
     def view(
         self, scope: QueryScope, entries: EntryArrays, budget: Budget, iteration: int

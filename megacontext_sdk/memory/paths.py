@@ -21,6 +21,7 @@ from megacontext_sdk.errors import (
     ReadOnlyError,
     StorageError,
     StorageFullError,
+    shown,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_MAX_PATH_BYTES = 4_095
+_MAX_NAME_BYTES = 255
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::|:/)|file:")
 _NETWORK = re.compile(r"nfs\d?|cifs|smb\w*|9p|afs|ceph|glusterfs|fuse(\..*)?|fuseblk")
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -58,10 +61,16 @@ def check_location(path: object) -> Path:
         ConfigError: another type, a NUL byte, a URL.
     """
     if not isinstance(path, (str, os.PathLike)) or isinstance(os.fspath(path), bytes):
-        raise _refuse(repr(path), "is no path", "give a str or a pathlib.Path")
+        raise _refuse(shown(path), "is no path", "give a str or a pathlib.Path")
     text = os.fspath(path)
     if not text or "\0" in text:
-        raise _refuse(repr(text), "is no path", "leave out NUL bytes and give it a name")
+        raise _refuse(shown(text), "is no path", "leave out NUL bytes and give it a name")
+    try:
+        raw = os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise _refuse(shown(text), "is no path", "leave out halves of surrogate pairs") from error
+    if len(raw) > _MAX_PATH_BYTES or max(map(len, raw.split(b"/"))) > _MAX_NAME_BYTES:
+        raise _refuse(shown(text), "is longer than a path can be", "choose a shorter name")
     if _URL.match(text):
         scheme = text.split(":", 1)[0]
         raise ConfigError(
