@@ -63,7 +63,8 @@ def refused(
 
 def full(folder: Path, needed: int) -> StorageFullError:
     """Return the error of a disk without space."""
-    free = shutil.disk_usage(folder).free
+    place = folder if folder.exists() else folder.parent  # a clone that failed is gone
+    free = shutil.disk_usage(place).free
     return StorageFullError(
         f"{folder} needs {needed} bytes for this write, {free} are free on its volume. Nothing of "
         "it was kept; free space and call again",

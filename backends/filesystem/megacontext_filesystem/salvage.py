@@ -126,7 +126,7 @@ def _sealed_view(folder: Path, pool: MapPool, manifest: Manifest) -> View:
         tables=tables,
         pending=new_pending(state, manifest.block_bytes),
         log=Log(folder / manifests.log_name(manifest.log), -1, None),
-        gist_stop={key[1:]: ends.get(key, 0) for key in tables if key[0] == "gist"},
+        gist_stop={key[1:]: ends.get(key, 0) for key in broken if key[0] == "gist"},
     )
     # Reads ask the log for what is beyond the segments; here there is nothing beyond.
     view = attrs.evolve(
