@@ -84,9 +84,11 @@ class Prober:
 
     def _refuse(self, what: str, state: StoreState) -> None:
         """Raise if there is something to say."""
-        if not what:
-            return
-        raise CorruptError(
+        if what:
+            raise self._damaged(what, state)
+
+    def _damaged(self, what: str, state: StoreState) -> CorruptError:
+        return CorruptError(
             f"{self.path} is damaged: {what} (newest commit {state.seq}). {advice(self.path)}",
             path=self.path,
             where=what,
@@ -115,7 +117,10 @@ class Prober:
         budget = _BYTES
         for stop in range(len(rows), 0, -_GROUP):
             start = max(0, stop - _GROUP)
-            stretch = read_stretch(self.storage, state, rows[start:stop], self.token_bytes)
+            try:
+                stretch = read_stretch(self.storage, state, rows[start:stop], self.token_bytes)
+            except LookupError as error:
+                raise self._damaged("commits name rows that do not exist", state) from error
             row = rows[start]
             place = Place(
                 int(row["seq"]) - 1,

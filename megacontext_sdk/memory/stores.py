@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+import attrs
+
 from megacontext_sdk.contracts.storage import Header
 from megacontext_sdk.errors import CorruptError
 from megacontext_sdk.memory.damage import advice
@@ -60,7 +62,9 @@ def build_store(
 
 
 def verify_store(storage: Storage, meta: MemoryMeta, built: StoreState, path: str) -> None:
-    """Check that a store that was built is there as it was meant to be: counts, chain, gist rows.
+    """Check that a store that was built is there as it was meant to be: counts and chain.
+
+    Gists are a cache: one that lost some costs time, not memory.
 
     Args:
         storage: not opened; closed afterwards.
@@ -77,7 +81,7 @@ def verify_store(storage: Storage, meta: MemoryMeta, built: StoreState, path: st
         found = prober.check()
     finally:
         storage.close()
-    if found != built:
+    if attrs.evolve(found, gist_rows=()) != attrs.evolve(built, gist_rows=()):
         raise CorruptError(
             f"what was just written to {storage.path} does not come back as it was written "
             f"(commit {found.seq}, built {built.seq}); check the disk. {advice(path)}",

@@ -43,7 +43,7 @@ class Guard:
 
     Args:
         durable: called with seq and chain after each commit, before it is acknowledged.
-        before_flush: called before each checkpoint; raises if the lock was lost.
+        before_flush: called before each commit and checkpoint; raises if the lock was lost.
         flushed: called after each checkpoint.
     """
 
@@ -58,7 +58,7 @@ class Guard:
         self.flushed = flushed
 
 
-def failed(cause: Exception, path: str) -> SessionClosedError:
+def failed(cause: BaseException, path: str) -> SessionClosedError:
     """Return the error of a handle that a failed write has made useless."""
     error = SessionClosedError(
         f"the memory cannot be written any more ({type(cause).__name__}: {cause}). Everything "
@@ -156,7 +156,7 @@ class Writer:
         try:
             while self._step():
                 pass
-        except Exception as error:  # noqa: BLE001 - whatever it was, writing has to stop
+        except BaseException as error:  # noqa: BLE001 - whatever it was, nobody may wait for ever
             self._fail(error)
 
     def _step(self) -> bool:
@@ -194,6 +194,7 @@ class Writer:
         return self._dirty_bytes >= _CHECKPOINT_BYTES or (idle and self._dirty_bytes > 0)
 
     def _commit(self, group: Sequence[Pending], before: Position) -> None:
+        self._guard.before_flush()
         try:
             batch = batch_of(group, before, self._token_bytes)
             self._storage.commit(batch, sync=self._sync)
@@ -251,7 +252,7 @@ class Writer:
             self._flush_served, self._flush_error = asked, error
             self._queue.changed.notify_all()
 
-    def _fail(self, cause: Exception) -> None:
+    def _fail(self, cause: BaseException) -> None:
         if isinstance(cause, SessionClosedError):
             self.error = cause
         else:

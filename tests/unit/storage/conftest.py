@@ -1,5 +1,6 @@
 """A small durable store for tests of the vault: frames of msgpack in one file, replayed at open."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from megacontext_sdk.builtin.memory_storage import InMemoryStorage
+from megacontext_sdk.contracts.disk import Disk
 from megacontext_sdk.contracts.storage import COMMIT, MESSAGE, Batch, Capabilities
 from megacontext_sdk.errors import CorruptError
 from megacontext_sdk.memory.journal import MessageRecord
@@ -32,6 +34,9 @@ class LogStorage(InMemoryStorage):
             self.log.touch(mode=0o600)
         elif not self.log.exists():
             raise CorruptError("the log is missing", where="log", offset=None, have_seq=None)
+        elif mode == "salvage":
+            with contextlib.suppress(Exception):
+                self._replay()
         else:
             self._replay()
         self._mode = mode
@@ -69,6 +74,35 @@ class LogStorage(InMemoryStorage):
             file.write(len(frame).to_bytes(4, "little") + frame)
 
 
+class Died(BaseException):
+    """What a process feels that is killed: nothing behind it runs on the disk any more."""
+
+
+class FailingDisk(Disk):
+    """Counts calls; the one numbered `at` fails, and with `error` None all behind it too."""
+
+    def __init__(self, at=None, error=None):
+        self.calls = []
+        self.at, self.error = at, error
+
+    def _note(self, name):
+        self.calls.append(name)
+        if self.at is not None and len(self.calls) >= self.at:
+            if self.error is None:
+                raise Died
+            if len(self.calls) == self.at:
+                raise self.error
+
+
+for _name in [name for name in vars(Disk) if not name.startswith("_")]:
+
+    def _failing(self, *arguments, _name=_name):
+        self._note(_name)
+        return getattr(Disk, _name)(self, *arguments)
+
+    setattr(FailingDisk, _name, _failing)
+
+
 PRINTS = Fingerprints("a" * 64, "b" * 64)
 
 
@@ -102,6 +136,16 @@ def append_ids(memory, ids, body=b"text"):
 @pytest.fixture
 def append():
     return append_ids
+
+
+@pytest.fixture
+def failing_disk():
+    return FailingDisk
+
+
+@pytest.fixture
+def died():
+    return Died
 
 
 @pytest.fixture
