@@ -39,10 +39,11 @@ MAX_TEXTS, MAX_RUNS, MAX_ROWS = 800, 800, 400
 _PER_MESSAGE = 8
 _PER_BLOCK = 2
 _MIN_DISTINCT = 4  # a row of equal bytes is found everywhere and proves nothing
-_PAGE_BYTES = 4 * 2**20
+_PAGE_BYTES = 2**20
 _FIRST_BODIES = 64
 _PAGE_ROWS = 4_096
 _MAX_ECHOES = 1_000
+_COMMON = 16  # found more often, a piece is a phrase and no quotation; no further place is noted
 
 
 @attrs.frozen(eq=False)
@@ -223,6 +224,38 @@ def _page_length(bodies: Sequence[bytes]) -> int:
 # --- explaining --------------------------------------------------------------------------------
 
 
+class _Search:
+    """A search for needles in one page after the other, until each was found often enough."""
+
+    def __init__(self, needles: Sequence[bytes]) -> None:
+        self._lengths = np.array([len(needle) for needle in needles], np.int64)
+        self._finder = NeedleFinder(needles)
+        self._counts = np.zeros(len(needles), np.int64)
+
+    @property
+    def found(self) -> Bools:
+        """Needles that were found, bool[n]."""
+        return self._counts > 0
+
+    @property
+    def goes_on(self) -> bool:
+        """Some needle is still looked for."""
+        return bool((self._counts < _COMMON).any())
+
+    def find(self, page: NDArray[np.uint8], ends: Indices | None = None) -> Indices:
+        """Return where needles begin in a page; not across the ends of its pieces, if given."""
+        owners, begins = self._finder.find(page)
+        if ends is not None and len(begins):
+            whole = begins + self._lengths[owners] <= ends[np.searchsorted(ends, begins, "right")]
+            owners, begins = owners[whole], begins[whole]
+        before = self._counts < _COMMON
+        np.add.at(self._counts, owners, 1)
+        after = self._counts < _COMMON
+        if (before != after).any():
+            self._finder.restrict(after)
+        return begins
+
+
 class Survivors:
     """Looks for needles in the rows a memory still has.
 
@@ -252,52 +285,48 @@ class Survivors:
         )
 
     def _in_bodies(self, needles: Sequence[bytes]) -> Bools:
-        found, finder = np.zeros(len(needles), np.bool_), NeedleFinder(needles)
+        search = _Search(needles)
         at, n_page = 0, _FIRST_BODIES
-        while len(needles) and at < self._journal.n_messages:
+        while search.goes_on and at < self._journal.n_messages:
             numbers = np.arange(at, min(at + n_page, self._journal.n_messages))
             bodies = self._journal.bodies(numbers)
             ends = np.cumsum([len(body) for body in bodies])
-            owners, begins = finder.find(np.frombuffer(b"".join(bodies), np.uint8))
-            row = np.searchsorted(ends, begins, side="right")
-            whole = begins + TEXT_BYTES <= ends[row] if len(row) else row > 0
-            found[owners[whole]] = True
-            self._note(numbers[row[whole]])
+            begins = search.find(np.frombuffer(b"".join(bodies), np.uint8), ends)
+            self._note(numbers[np.searchsorted(ends, begins, side="right")])
             at, n_page = at + len(numbers), _page_length(bodies)
-        return found
+        return search.found
 
     def _in_blocks(self, needles: Sequence[bytes]) -> Bools:
-        found, finder = np.zeros(len(needles), np.bool_), NeedleFinder(needles)
+        search = _Search(needles)
         n_blocks = self._journal.n_blocks
         step = _PAGE_BYTES // (BLOCK_SIZE * self._token_bytes)
-        for at in range(0, n_blocks + 1 if needles else 0, step):
+        for at in range(0, n_blocks + 1, step):
+            if not search.goes_on:
+                break
             # One block more than the step: runs may lie across.
             ids = self._journal.blocks(np.arange(at, min(at + step + 1, n_blocks))).reshape(-1)
             if at + step >= n_blocks:
                 ids = np.concatenate([ids, self._journal.tail])
             raw = np.frombuffer(encode_ids(ids, self._token_bytes), np.uint8)
-            owners, begins = finder.find(raw)
-            found[owners] = True
-            tokens = np.unique(at * BLOCK_SIZE + begins // self._token_bytes)
+            tokens = np.unique(at * BLOCK_SIZE + search.find(raw) // self._token_bytes)
             room = max(0, _MAX_ECHOES - len(self.echoes))
             self._note(
                 np.array([self._journal.message_at(token) for token in tokens[:room].tolist()])
             )
-        return found
+        return search.found
 
     def _in_gists(self, needles: Sequence[bytes]) -> Bools:
-        found, finder = np.zeros(len(needles), np.bool_), NeedleFinder(needles)
+        search = _Search(needles)
         step = 256
-        for version, lod, count in self._storage.state().gist_rows if needles else ():
+        for version, lod, count in self._storage.state().gist_rows:
             at = 0
-            while at < count:
+            while search.goes_on and at < count:
                 nodes = np.arange(at, min(at + step, count))
                 rows: NDArray[np.uint8] = self._storage.read_gists(version, lod, nodes).rows
-                owners, _begins = finder.find(np.ascontiguousarray(rows).reshape(-1))
-                found[owners] = True
+                search.find(np.ascontiguousarray(rows).reshape(-1))
                 at += len(nodes)
                 step = max(1, _PAGE_BYTES // max(1, rows.shape[1]))
-        return found
+        return search.found
 
     def _note(self, numbers: Indices) -> None:
         """Note rows that quote, as the messages they belong to; a thousand are enough."""

@@ -75,7 +75,7 @@ class NeedleFinder:
                 epoch=None,
             )
         self._lengths = lengths
-        self._bytes = np.zeros((len(needles), MAX_NEEDLE_BYTES), np.uint8)
+        self._bytes = np.zeros((len(needles), max(lengths, default=MIN_NEEDLE_BYTES)), np.uint8)
         for at, needle in enumerate(needles):
             self._bytes[at, : len(needle)] = np.frombuffer(needle, np.uint8)
         self.restrict(np.ones(len(needles), np.bool_))
@@ -109,15 +109,21 @@ class NeedleFinder:
         begins = np.repeat(likely, n_pairs) * _WORD - self._shifts[entry]
         is_inside = (begins >= 0) & (begins + self._lengths[owners] <= len(data))
         owners, begins = owners[is_inside], begins[is_inside]
+        for at in (0, -1):  # the ends first: cheap, and decides nearly always
+            places = begins + at % self._lengths[owners]
+            same = data[places] == self._bytes[owners, at % self._lengths[owners]]
+            owners, begins = owners[same], begins[same]
         same = np.zeros(len(owners), np.bool_)
         for at in range(0, len(owners), _PAIRS):
             part = slice(at, at + _PAIRS)
             same[part] = self._equal(data, owners[part], begins[part])
-        return _distinct(owners[same], begins[same])
+        # A long needle shows several words; each place counts once.
+        keys = np.unique(begins[same] * max(1, self.n_needles) + owners[same])
+        return keys % max(1, self.n_needles), keys // max(1, self.n_needles)
 
     def _equal(self, data: NDArray[np.uint8], owners: Indices, begins: Indices) -> Bools:
         """Compare each needle with the bytes from its place on."""
-        offsets = np.arange(MAX_NEEDLE_BYTES)
+        offsets = np.arange(self._bytes.shape[1])
         places = np.minimum(begins[:, None] + offsets, len(data) - 1)
         is_beyond = offsets >= self._lengths[owners][:, None]
         equal: Bools = ((data[places] == self._bytes[owners]) | is_beyond).all(axis=1)
@@ -129,12 +135,6 @@ def _slots(words: NDArray[np.uint64], mix: np.uint64) -> Indices:
     mixed = words * mix
     mixed >>= _SHIFT
     return mixed.view(np.int64)
-
-
-def _distinct(owners: Indices, begins: Indices) -> tuple[Indices, Indices]:
-    """Drop doubles: a long needle shows several words."""
-    pairs = np.unique(np.stack([begins, owners], axis=1), axis=0)
-    return pairs[:, 1], pairs[:, 0]
 
 
 def files_below(directory: Path) -> Iterator[Path]:

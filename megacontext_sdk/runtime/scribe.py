@@ -227,7 +227,7 @@ class Scribe:
         first, n_messages = self._first_unindexed(), self._journal.n_messages
         for at in range(first, n_messages, _CATCH_UP_MESSAGES):
             stop = min(at + _CATCH_UP_MESSAGES, n_messages)
-            page = load_messages(self._journal, at, stop, self._short_text)
+            page = load_messages(self._journal, at, stop, lambda _span: "")
             if page:
                 self._lexical.add(
                     self._page_rows(page), covers=Span(page[0].span.start, page[-1].span.end)
@@ -250,14 +250,9 @@ class Scribe:
                 ids = self._tree.token_ids(span)
             else:
                 ids = known[span.start - start : span.end - start]
-            rows += self.index_rows(message.message_id, span.start, ids, message.text)
+            # What was stored without text is decoded from these ids.
+            rows += self.index_rows(message.message_id, span.start, ids, message.text or None)
         return rows
-
-    def _short_text(self, span: Span) -> str:
-        """Return the text of raw ids; long ones are decoded piece by piece anyway."""
-        if span.n_tokens > PIECE_TOKENS:
-            return ""
-        return self._tokenizer.decode(remaining(self._tree.token_ids(span)), special=False)
 
     def _first_unindexed(self) -> int:
         end = self._lexical.end
