@@ -12,7 +12,7 @@ import fcntl
 import os
 import socket
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -31,6 +31,7 @@ __all__ = ["DirectoryLock", "ProcessBound", "watch_process"]
 
 _POLL_SECONDS = 0.02
 _MAX_TEXT_BYTES = 4_096
+_KERNEL_LOCKS = Path("/proc/locks")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -49,6 +50,20 @@ def _read_owner(descriptor: int) -> _Owner | None:
         return msgspec.json.decode(os.pread(descriptor, _MAX_TEXT_BYTES, 0), type=_Owner)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, OSError):
         return None
+
+
+def _read_holder(descriptor: int) -> int | None:
+    """Return the process that holds a lock on the file, where the kernel tells."""
+    found = os.fstat(descriptor)
+    device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    try:
+        lines = _KERNEL_LOCKS.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    for fields in map(str.split, lines):
+        if fields[1:2] == ["FLOCK"] and fields[3:4] == ["WRITE"] and fields[5:6] == [device]:
+            return int(fields[4]) if int(fields[4]) > 0 else None
+    return None
 
 
 class DirectoryLock:
@@ -153,7 +168,8 @@ class DirectoryLock:
     def release(self) -> None:
         """Let go; idempotent."""
         if "LOCK" in self._descriptors:
-            os.ftruncate(self._descriptors["LOCK"], 0)
+            with suppress(OSError):  # the text only informs; a failing disk shall not keep the lock
+                os.ftruncate(self._descriptors["LOCK"], 0)
         self.close_descriptors()
 
     def close_descriptors(self) -> None:
@@ -191,7 +207,7 @@ class DirectoryLock:
     def _locked(self, holder: str) -> SessionLockedError:
         owner = self._owner()
         who = "another process" if owner is None else f"pid {owner.pid} on {owner.host}"
-        since = "" if owner is None else f" since {owner.since}"
+        since = f" since {owner.since}" if owner is not None and owner.since else ""
         text = f"{self._directory} is open for writing by {who}{since}. Close it there first"
         if holder == "readers":
             owner = None
@@ -205,7 +221,7 @@ class DirectoryLock:
             holder=holder,
             owner_pid=None if owner is None else owner.pid,
             owner_host=None if owner is None else owner.host,
-            since=None if owner is None else owner.since,
+            since=None if owner is None else owner.since or None,
         )
 
     def _owner(self) -> _Owner | None:
@@ -215,9 +231,13 @@ class DirectoryLock:
             except FileNotFoundError:
                 return None
         try:
-            return _read_owner(descriptor)
+            owner, holder = _read_owner(descriptor), _read_holder(descriptor)
         finally:
             os.close(descriptor)
+        if holder is None or (owner is not None and owner.pid == holder):
+            return owner
+        # It holds the lock and is not yet through with opening; the text is that of one before it.
+        return _Owner(pid=holder, host=socket.gethostname(), boot_id="", since="")
 
 
 class ProcessBound(Protocol):

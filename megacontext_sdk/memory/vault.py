@@ -210,7 +210,10 @@ class _Opener:
         if not self.read_only and not self.allow_network_fs:
             check_mount(directory.parent if is_new else directory)
         if is_new:
-            self.disk.mkdir(directory)
+            try:
+                self.disk.mkdir(directory)
+            except FileExistsError:  # somebody creates it at this moment: the lock decides
+                is_new = False
         lock = DirectoryLock(directory, timeout=self.timeout)
         try:
             before = {entry.name for entry in directory.iterdir()}

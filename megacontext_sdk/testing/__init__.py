@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from megacontext_sdk.testing.crashes import CrashConformance
     from megacontext_sdk.testing.focus import AllocatorConformance
     from megacontext_sdk.testing.gist import GistEncoderConformance
     from megacontext_sdk.testing.model import ModelAdapterConformance
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AllocatorConformance",
+    "CrashConformance",
     "GistEncoderConformance",
     "ModelAdapterConformance",
     "PluginConformance",
@@ -28,6 +30,7 @@ __all__ = [
 
 _KITS = {
     "AllocatorConformance": "focus",
+    "CrashConformance": "crashes",
     "GistEncoderConformance": "gist",
     "ModelAdapterConformance": "model",
     "PluginConformance": "plugin",
@@ -35,7 +38,11 @@ _KITS = {
 }
 
 # Asserts in the kits then show both sides, as asserts in a test module do.
-_ROOMS = {*_KITS.values(), "storage_base", "storage_sharing"}
+_ROOMS = {
+    *_KITS.values(),
+    *("crash_base", "damage_cases", "disk_cases", "kill_cases", "power_cases", "race_cases"),
+    *("storage_base", "storage_sharing", "story", "victims"),
+}
 pytest.register_assert_rewrite(*(f"{__name__}.{room}" for room in sorted(_ROOMS)))
 
 

@@ -114,6 +114,7 @@ class StorageConformance(StorageSharing, StorageBase):
         """Bodies come in the order asked, repeats and empty ones included."""
         bodies = filled.read_bodies(numbers(*wanted))
         assert [oracle.bodies[number] for number in wanted] == bodies
+        assert {bytes} >= {type(body) for body in bodies}
 
     def test_empty_and_large_bodies_are_kept(self, store: Storage, oracle: Oracle) -> None:
         """A body may be empty, and may be larger than any page."""

@@ -50,6 +50,7 @@ _DENIED = re.compile(r"Permission denied|Read-only file system|Operation not per
 _LOCKED = re.compile(r"Could not set lock|already attached|file handle conflict")
 _HOLDER = re.compile(r"\(PID (\d+)\)")
 _FATAL = re.compile(r"invalidated|FATAL", re.IGNORECASE)
+_UNFLUSHED = re.compile(r"fsync|fdatasync", re.IGNORECASE)
 _BUSY = re.compile(r"active|transaction", re.IGNORECASE)
 
 
@@ -272,7 +273,10 @@ class Engine:
     def _at_write(
         self, error: Exception, connection: duckdb.DuckDBPyConnection
     ) -> StorageFullError | SessionClosedError:
-        if _FULL.search(str(error)) and not _FATAL.search(str(error)):
+        text = str(error)
+        # A flush that failed is never tried again, for lack of space or not: pages may be gone.
+        is_full = _FULL.search(text) and not _UNFLUSHED.search(text)
+        if is_full and not _FATAL.search(text):
             try:
                 connection.execute("ROLLBACK")
             except duckdb.Error as second:

@@ -415,8 +415,7 @@ class DuckDBStorage(Storage):
         if not len(ids):
             return []
         _, found = self._rows(tables.BODIES, ids, "message")
-        bodies: list[bytes] = found[at].tolist()
-        return bodies
+        return [bytes(body) for body in found[at]]  # the engine gives bytearrays
 
     def _known(
         self, kind: str, numbers: Indices, stop: int

@@ -70,16 +70,29 @@ def test_row25_lock_of_a_dead_process_is_free(tmp_path, in_child):
 )
 def test_row25_forged_text_changes_only_the_message(held, tmp_path, text):
     (tmp_path / "LOCK").write_bytes(text)
-    with pytest.raises(SessionLockedError, match="another process") as caught:
+    with pytest.raises(SessionLockedError) as caught:
         attempt(tmp_path)
-    assert caught.value.owner_pid is None
+    assert os.getpid() == caught.value.owner_pid  # the kernel knows, whatever the text says
 
 
 def test_row25_foreign_host_and_future_clock_do_not_free_a_lock(held, tmp_path):
     forged = {"pid": 1, "host": "elsewhere", "boot_id": "", "since": "2999-01-01T00:00:00Z"}
     (tmp_path / "LOCK").write_bytes(msgspec.json.encode(forged))
-    with pytest.raises(SessionLockedError, match="elsewhere"):
+    with pytest.raises(SessionLockedError) as caught:
         attempt(tmp_path)
+    assert (os.getpid(), os.uname().nodename) == (caught.value.owner_pid, caught.value.owner_host)
+
+
+def test_text_of_the_owner_is_used_where_the_kernel_does_not_tell(held, tmp_path, monkeypatch):
+    monkeypatch.setattr("megacontext_sdk.memory.locks._KERNEL_LOCKS", tmp_path / "absent")
+    told = {"pid": 1, "host": "elsewhere", "boot_id": "", "since": "2999-01-01T00:00:00Z"}
+    (tmp_path / "LOCK").write_bytes(msgspec.json.encode(told))
+    with pytest.raises(SessionLockedError, match="pid 1 on elsewhere since 2999"):
+        attempt(tmp_path)
+    (tmp_path / "LOCK").write_bytes(b"{")
+    with pytest.raises(SessionLockedError, match="another process") as caught:
+        attempt(tmp_path)
+    assert caught.value.owner_pid is None
 
 
 @pytest.mark.parametrize("replace", [False, True])
