@@ -8,7 +8,7 @@ reads only. A digest shows that bytes are as they were written, this shows that 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import attrs
 import msgspec
@@ -46,6 +46,9 @@ _MIN_US = -62_135_596_800 * 10**6  # the years 1 to 9999, which is what a dateti
 _MAX_US = 253_402_300_800 * 10**6
 
 
+_Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
 class _Outline(msgspec.Struct, forbid_unknown_fields=True):
     """A body whose inner values are still bytes, so that their size can be looked at."""
 
@@ -65,6 +68,33 @@ class EncoderEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slots: int
     dtype: str
     aux: int
+
+
+class _SnapshotEntry(msgspec.Struct, forbid_unknown_fields=True):
+    """What the settings say of a snapshot."""
+
+    seq: _Number
+    n_tokens: _Number
+    n_messages: _Number
+    ts_us: int
+
+
+class _ReceiptEntry(msgspec.Struct):
+    """What rooms read of the receipt of a forget."""
+
+    tokens: _Number = 0
+    generation: _Number = 0
+    uuid: str = ""
+
+
+class _KnownSettings(msgspec.Struct):
+    """The settings that rooms of ours read; what others keep there is theirs to look at."""
+
+    encoders: list[EncoderEntry] = []
+    encoder: str = ""
+    pins: list[tuple[_Number, _Number]] = []
+    snapshots: dict[str, _SnapshotEntry] = {}
+    receipts: list[_ReceiptEntry] = []
 
 
 def check_bundle(bundle: Bundle, vocab_size: int | None) -> None:
@@ -274,8 +304,10 @@ def _check_message_body(body: bytes) -> None:
 
 def _check_settings_body(body: bytes) -> None:
     """Raise if a settings map is none, too large, too deep, or holds what no settings hold."""
-    if len(body) > _MAX_SETTINGS_BYTES or not _is_plain(dict(decode_settings(body)), _MAX_DEPTH):
+    settings = dict(decode_settings(body))
+    if len(body) > _MAX_SETTINGS_BYTES or not _is_plain(settings, _MAX_DEPTH):
         raise ValueError("settings are none that can be")
+    msgspec.convert(settings, _KnownSettings)
 
 
 def _is_plain(value: object, levels: int) -> bool:
