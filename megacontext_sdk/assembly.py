@@ -18,13 +18,14 @@ from megacontext_sdk.arguments import check_flags
 from megacontext_sdk.builtin.mean_gist import MeanGistEncoder
 from megacontext_sdk.builtin.recency import RecencyFocus
 from megacontext_sdk.config import Config
-from megacontext_sdk.errors import ConfigError, StorageError, shown
+from megacontext_sdk.errors import ConfigError, MegaContextError, StorageError, shown
 from megacontext_sdk.events import SessionOpenedEvent
 from megacontext_sdk.focus.refocus import Refocuser
 from megacontext_sdk.focus.view import ViewBuilder
 from megacontext_sdk.focus.working_context import WorkingContext
 from megacontext_sdk.memory.forgetting import finish_forget
 from megacontext_sdk.memory.lexical import LexicalIndex
+from megacontext_sdk.memory.manifest import read_meta
 from megacontext_sdk.memory.precision import PrecisionTable
 from megacontext_sdk.memory.tree import MegaContextTree
 from megacontext_sdk.memory.vault import Fingerprints, open_memory
@@ -99,7 +100,7 @@ def assemble(
     place = _checked_path(path)
     wiring = wire(
         model=model,
-        storage=storage,
+        storage=_own_storage(place) if storage is None else storage,
         focus=focus,
         gist=gist,
         config=config,
@@ -108,6 +109,15 @@ def assemble(
         read_only=read_only,
     )
     return finish(wiring, lambda: wiring.open(place, create=create, at=at, name=name))
+
+
+def _own_storage(path: Path | None) -> str | None:
+    """Return what a memory was made with; opening it will say what is wrong with it otherwise."""
+    try:
+        meta = None if path is None or not path.is_dir() else read_meta(path)
+    except (MegaContextError, OSError, ValueError):
+        return None
+    return None if meta is None else meta.backend
 
 
 def assemble_over(wiring: Wiring, open_it: Callable[[Wiring], OpenedMemory]) -> Parts:

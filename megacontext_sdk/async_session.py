@@ -82,6 +82,11 @@ class AsyncMemorySession:
         """Cut a damaged memory back to what survives; see `MemorySession.recover`."""
         return await asyncio.to_thread(partial(MemorySession.recover, path, **arguments))
 
+    @classmethod
+    async def scrub(cls, path: str | Path, **arguments: Any) -> ScrubReport:  # noqa: ANN401 - see open
+        """Read and check a memory without a model; see `MemorySession.scrub`."""
+        return await asyncio.to_thread(partial(MemorySession.scrub, path, **arguments))
+
     @property
     def path(self) -> Path | None:
         """The memory's directory."""

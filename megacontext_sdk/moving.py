@@ -11,18 +11,20 @@ import os
 import secrets
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from megacontext_sdk.arguments import check_flags
+from megacontext_sdk.arguments import check_count, check_flags
 from megacontext_sdk.assembly import finish, wire
-from megacontext_sdk.errors import ConfigError, StorageError, shown
+from megacontext_sdk.errors import ConfigError, SessionNotFoundError, StorageError, shown
 from megacontext_sdk.memory.bundle import write_bundle
 from megacontext_sdk.memory.loading import Loader, open_source
 from megacontext_sdk.memory.making import make_memory, new_uuid
-from megacontext_sdk.memory.manifest import MemoryMeta
-from megacontext_sdk.memory.opened import now_us
-from megacontext_sdk.memory.paths import check_location, check_parent
+from megacontext_sdk.memory.manifest import MemoryMeta, read_meta
+from megacontext_sdk.memory.opened import Fingerprints, now_us
+from megacontext_sdk.memory.paths import check_directory, check_location, check_parent
 from megacontext_sdk.memory.recovery import recover_memory
 from megacontext_sdk.memory.retokenizing import Retokenizer, write_drafts
+from megacontext_sdk.memory.scrub import scrub_memory
 from megacontext_sdk.memory.transcript_file import write_transcript
+from megacontext_sdk.memory.vault import open_memory
 from megacontext_sdk.messages import ChatFormat, load_messages
 from megacontext_sdk.messages.transcript import read_transcript
 from megacontext_sdk.plugins import default_plugins
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from megacontext_sdk.messages import Message
     from megacontext_sdk.parts import Parts
     from megacontext_sdk.plugins import Plugins
-    from megacontext_sdk.receipts import Exported, Recovery
+    from megacontext_sdk.receipts import Exported, Recovery, ScrubReport
 
     Progress = Callable[[int, int], None]
 
@@ -260,6 +262,56 @@ class Moving:
             timeout=timeout,
             progress=progress,
         )
+
+    @classmethod
+    def scrub(
+        cls,
+        path: str | Path,
+        *,
+        progress: Progress | None = None,
+        bytes_per_second: int | None = None,
+        timeout: float | None = None,
+        plugins: Plugins | None = None,
+    ) -> ScrubReport:
+        """Read a memory from its first byte to its last and check it; `verify` without a model.
+
+        Changes nothing.
+
+        Args:
+            path: directory of the memory.
+            progress: called with tokens read and tokens in all.
+            bytes_per_second: read no faster; as fast as possible if absent.
+            timeout: seconds to wait for whoever has it open; None does not wait.
+            plugins: the plugins to use instead of the installed ones.
+
+        Raises:
+            CorruptError: it is damaged so that it cannot be opened; see `recover`.
+            SessionLockedError: it is open for writing, and its storage has no readers beside that.
+            SessionNotFoundError: there is no memory.
+            StorageError: it cannot be read.
+        """
+        if bytes_per_second is not None:
+            check_count("bytes_per_second", bytes_per_second)
+        catalogue = default_plugins() if plugins is None else plugins
+        directory = check_location(path)
+        meta = read_meta(directory) if check_directory(directory) else None
+        if meta is None:
+            message = f"there is no memory at {directory}; check the path"
+            raise SessionNotFoundError(message, path=str(directory))
+        memory = open_memory(
+            directory,
+            backend=meta.backend,
+            factory=cast("Any", catalogue.resolve("storage", meta.backend)),
+            fingerprints=Fingerprints(base=meta.base_fp, tokenizer=meta.tokenizer_fp),
+            vocab_size=2,  # only a new memory asks
+            read_only=True,
+            create=False,
+            timeout=timeout,
+        )
+        try:
+            return scrub_memory(memory, progress=progress, bytes_per_second=bytes_per_second)
+        finally:
+            memory.close()
 
 
 class _Arrival:

@@ -6,15 +6,23 @@ No command holds logic of its own: what only a command could do, a program could
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 from rich.console import Console
 
-from megacontext_sdk._cli import show
+from megacontext_sdk._cli import keep, show
+from megacontext_sdk._cli.arguments import (
+    AsJson,
+    Memory,
+    Model,
+    Rows,
+    Storage,
+    open_session,
+    print_json,
+)
 from megacontext_sdk._cli.doctor import examine
 from megacontext_sdk._cli.pieces import count_bytes, read_pieces
 from megacontext_sdk._cli.png import focus_png
@@ -22,7 +30,6 @@ from megacontext_sdk._cli.talk import talk
 from megacontext_sdk.demo.run import DemoSettings, run_demo
 from megacontext_sdk.errors import ConfigError, MegaContextError, SessionNotFoundError
 from megacontext_sdk.plugins import default_plugins
-from megacontext_sdk.session import MemorySession
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,15 +40,10 @@ __all__ = ["build_app"]
 
 _P = ParamSpec("_P")
 
-Memory = Annotated[Path, typer.Argument(help="The memory's directory.", show_default=False)]
-Model = Annotated[str | None, typer.Option(help='"reference", "echo" or "hf:<name or folder>".')]
-Storage = Annotated[str | None, typer.Option(help="Storage backend.")]
-Rows = Annotated[int | None, typer.Option("--w-max", help="Rows of the window.")]
 Png = Annotated[
     Path | None,
     typer.Option(help="Also draw what the model sees to this file.", show_default=False),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def build_app(plugins: Plugins | None = None) -> typer.Typer:
@@ -57,7 +59,11 @@ def build_app(plugins: Plugins | None = None) -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (demo, chat, append, generate, search, focus, stats, plugins_command, doctor):
+    for command in (
+        *(demo, chat, append, generate, search, focus, stats),
+        *keep.COMMANDS,
+        *(plugins_command, doctor),
+    ):
         name = command.__name__.removesuffix("_command")
         app.command(name)(_plainly(command))
     _add_plugin_commands(app, plugins if plugins is not None else default_plugins())
@@ -147,7 +153,7 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
 ) -> None:
     """Talk; the memory grows. `/focus` shows what the model sees, `/quit` leaves."""
-    with _open(path, model, storage, w_max=w_max) as session:
+    with open_session(path, model, storage, w_max=w_max) as session:
         console = Console()
         show.opened(console, session.stats())
         talk(session, console, max_new_tokens=max_new_tokens, temperature=temperature)
@@ -167,7 +173,7 @@ def append(
 ) -> None:
     """Take text into the memory; durable when this ends. The model does not run."""
     inputs = files or [Path("-")]
-    with _open(path, model, storage, w_max=w_max) as session:
+    with open_session(path, model, storage, w_max=w_max) as session:
         before = session.stats().n_tokens
         with show.byte_bar(Console(stderr=True), count_bytes(inputs)) as advance:
             for name, piece, n_bytes in read_pieces(inputs, sys.stdin):
@@ -195,7 +201,7 @@ def generate(
 ) -> None:
     """Answer one prompt from the memory, and say which spans the answer saw."""
     _check_picture(png)
-    with _open(path, model, storage, w_max=w_max) as session:
+    with open_session(path, model, storage, w_max=w_max) as session:
         reply = session.generate(
             prompt,
             max_new_tokens=max_new_tokens,
@@ -206,7 +212,7 @@ def generate(
     if png is not None:
         png.write_bytes(focus_png(reply.focus))
     if as_json:
-        _print_json(reply.to_dict())
+        print_json(reply.to_dict())
     else:
         show.reply(Console(), reply)
 
@@ -221,10 +227,10 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Find messages by their rare words."""
-    with _open(path, model, storage, read_only=True) as session:
+    with open_session(path, model, storage, read_only=True) as session:
         hits = session.search(query, k)
     if as_json:
-        _print_json([hit.to_dict() for hit in hits])
+        print_json([hit.to_dict() for hit in hits])
     else:
         show.hits(Console(), hits)
 
@@ -241,12 +247,12 @@ def focus(
 ) -> None:
     """Show what the model sees: one glyph per entry, coloured by level of detail."""
     _check_picture(png)
-    with _open(path, model, storage, read_only=True, w_max=w_max) as session:
+    with open_session(path, model, storage, read_only=True, w_max=w_max) as session:
         report = session.focus.report(query)
     if png is not None:
         png.write_bytes(focus_png(report))
     if as_json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
     else:
         show.focus(Console(), report)
 
@@ -255,10 +261,10 @@ def stats(
     path: Memory, *, model: Model = None, storage: Storage = None, as_json: AsJson = False
 ) -> None:
     """Show counts and sizes."""
-    with _open(path, model, storage, read_only=True) as session:
+    with open_session(path, model, storage, read_only=True) as session:
         found = session.stats()
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         show.stats(Console(), found)
 
@@ -268,24 +274,30 @@ def plugins_command() -> None:
     show.plugins(Console(), default_plugins().catalogue)
 
 
-def doctor() -> None:
-    """Check this installation; exit status 1 if something needs mending."""
-    checks = examine(default_plugins())
-    show.checks(Console(), checks)
-    if not all(check.is_fine for check in checks):
+def doctor(
+    path: Annotated[
+        Path | None, typer.Argument(help="A memory to look at.", show_default=False)
+    ] = None,
+    *,
+    scrub: Annotated[bool, typer.Option("--scrub", help="Read and check all of it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check this installation, or with PATH what of a memory survives; status 1 if not all is fine.
+
+    Needs no model and changes nothing.
+    """
+    if path is None and (scrub or as_json):
+        message = "--scrub and --json look at a memory; name its directory"
+        raise ConfigError(message, field="path", value=None)
+    is_fine = _examine() if path is None else keep.look_at(path, scrub=scrub, as_json=as_json)
+    if not is_fine:
         raise typer.Exit(1)
 
 
-def _open(
-    path: Path,
-    model: str | None,
-    storage: str | None,
-    *,
-    read_only: bool = False,
-    w_max: int | None = None,
-) -> MemorySession:
-    settings: dict[str, Any] = {} if w_max is None else {"w_max": w_max}
-    return MemorySession.open(path, model=model, storage=storage, read_only=read_only, **settings)
+def _examine() -> bool:
+    checks = examine(default_plugins())
+    show.checks(Console(), checks)
+    return all(check.is_fine for check in checks)
 
 
 def _check_picture(png: Path | None) -> None:
@@ -293,7 +305,3 @@ def _check_picture(png: Path | None) -> None:
     if png is not None and (png.is_dir() or not png.parent.is_dir()):
         message = f"--png {png} cannot be written; give a file in a folder that exists"
         raise ConfigError(message, field="png", value=str(png))
-
-
-def _print_json(document: object) -> None:
-    typer.echo(json.dumps(document, ensure_ascii=False, indent=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from megacontext_sdk._cli.doctor import Check
     from megacontext_sdk.catalogue import Catalogue
+    from megacontext_sdk.receipts import Receipt, Recovery, ScrubReport, Snapshot
     from megacontext_sdk.results import FocusReport, Hit, Reply, Stats
 
 __all__ = [
@@ -33,8 +35,13 @@ __all__ = [
     "hits",
     "opened",
     "plugins",
+    "receipt",
+    "recovery",
     "reply",
+    "scrubbed",
+    "snapshots",
     "stats",
+    "work_bar",
 ]
 
 
@@ -110,6 +117,79 @@ def checks(console: Console, found: Iterable[Check]) -> None:
     console.print(table)
 
 
+def snapshots(console: Console, found: Iterable[Snapshot]) -> None:
+    """Show the snapshots of a memory."""
+    table = Table("name", "tokens", "messages", "commit", "taken", box=None)
+    for one in found:
+        taken = datetime.fromtimestamp(one.ts_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        counts = (f"{one.n_tokens:,}", f"{one.n_messages:,}", f"{one.seq:,}", taken)
+        table.add_row(*(Text(cell) for cell in (one.name, *counts)))
+    console.print(table if table.row_count else Text("no snapshots", style="yellow"))
+
+
+def receipt(console: Console, found: Receipt) -> None:
+    """Show what a forget did, or would do."""
+    head = "would be forgotten" if found.dry_run else "forgotten"
+    rows = [
+        (head, f"{found.tokens:,} tokens in {len(found.messages):,} messages"),
+        ("spans", _listed(f"{one.start:,}..{one.end:,}" for one in found.spans)),
+        ("gists", f"{found.gists_dropped:,} above them"),
+        ("forks", _listed(found.forks)),
+        ("exports out of reach", _listed(found.exports)),
+    ]
+    if not found.dry_run:
+        rows += [
+            ("gists made again", f"{found.gists_rebuilt:,}"),
+            ("files removed", f"{found.files_removed:,}"),
+            ("bytes searched", f"{found.bytes_scanned:,} for {found.needles:,} pieces"),
+            ("pieces found", f"{found.hits:,}"),
+            ("still quoted in messages", _listed(f"{one:,}" for one in found.echoes)),
+            ("proven", "yes" if found.verified else "NO"),
+        ]
+    _facts(console, rows)
+
+
+def recovery(console: Console, found: Recovery) -> None:
+    """Show what of a memory survives."""
+    state = "sound" if not found.is_damaged else "damaged" if found.dry_run else "recovered"
+    rows = [("state", state), ("what is wrong", found.reason or "nothing")]
+    rows.append(("survives", f"commit {found.have_seq:,}, {found.n_tokens:,} tokens"))
+    lost = "unknown" if found.lost_commits is None else f"{found.lost_commits:,} commits"
+    if found.is_damaged:
+        rows += [("lost", lost), ("damaged files", found.rescue or "where they were")]
+    _facts(console, rows)
+
+
+def scrubbed(console: Console, found: ScrubReport) -> None:
+    """Show what reading everything found."""
+    _facts(
+        console,
+        [
+            ("commits", f"{found.commits:,}"),
+            ("blocks", f"{found.blocks:,}"),
+            ("messages", f"{found.messages:,}"),
+            ("gists", f"{found.gists:,}"),
+            ("bytes read", f"{found.bytes_read:,} in {found.seconds:.1f} s"),
+            ("problems", f"{len(found.problems):,}" if found.problems else "none"),
+        ],
+    )
+    for problem in found.problems:
+        console.print(f"  {problem}", style="red", markup=False, highlight=False)
+
+
+def _facts(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+    table = Table(show_header=False, box=None)
+    for name, value in rows:
+        table.add_row(Text(name, style="cyan"), Text(value))
+    console.print(table)
+
+
+def _listed(items: Iterable[str], most: int = 8) -> str:
+    names = list(items)
+    rest = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest or "none"
+
+
 def _bar(console: Console, *columns: ProgressColumn) -> Progress:
     """Return a progress bar that goes when it is done, and is not there outside of terminals."""
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -126,6 +206,23 @@ def byte_bar(console: Console, total: int | None) -> Iterator[Callable[[int], No
             bar.advance(task, n_bytes)
 
         yield advance
+
+
+@contextmanager
+def work_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show progress; yields what to call with what is done and what there is in all."""
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+    )
+    with _bar(console, *columns) as bar:
+        task = bar.add_task("", total=1)
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=max(total, 1))
+
+        yield update
 
 
 def demo(console: Console, happenings: Iterable[object]) -> None:

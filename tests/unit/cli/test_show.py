@@ -136,7 +136,9 @@ def test_stats_show_every_field(console):
     stats = Stats(
         path=None, storage="memory", model="echo", focus="heuristic", gist="mean",
         n_tokens=1234567, n_blocks=38580, n_messages=5, tail_tokens=7, seq=4,
-        nodes={1: 38580, 2: 1205}, gist_versions={}, rows=300, w_max=896, entries=20, epoch=3,
+        nodes={1: 38580, 2: 1205}, gist_versions={}, gists_reused=39785, gists_rebuilt=0,
+        gists_missing=0, generation=1, snapshots=2, forgotten_tokens=0, rows=300, w_max=896,
+        entries=20, epoch=3,
         lod_counts={0: 9}, window_rows=0, stale_rows=0, rebuilds=0, kv_cache_hit_ratio=0.5,
         bytes_on_disk=0, bytes_per_token=21.125,
     )  # fmt: skip
