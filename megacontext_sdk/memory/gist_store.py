@@ -334,8 +334,15 @@ class GistStore:
         try:
             gists = encode()
         except Exception as error:
-            message = f"gist encoder {name!r} failed on LOD{lod}: {type(error).__name__}: {error}"
+            # Its text stays in the cause: it may quote what the memory holds.
+            message = f"gist encoder {name!r} failed on LOD{lod} with {type(error).__name__}"
             raise ModelError(message, encoder=name, lod=lod) from error
+        if not all(_is_numbers(getattr(gists, part, None)) for part in ("rows", "aux")):
+            message = (
+                f"gist encoder {name!r} gave a {type(gists).__name__} for LOD{lod}; it must give "
+                "Gists whose rows and aux are arrays of floating-point numbers"
+            )
+            raise ModelError(message, encoder=name, lod=lod)
         shapes = gists.rows.shape, gists.aux.shape
         if shapes != ((n, codec.slots, codec.width), (n, codec.aux)):
             message = (
@@ -358,3 +365,7 @@ class GistStore:
 
     def _trust(self, first: int, stop: int) -> NDArray[np.uint8]:
         return trust_of_blocks(self._journal, first, stop)
+
+
+def _is_numbers(array: object) -> bool:
+    return isinstance(array, np.ndarray) and array.dtype.kind == "f"

@@ -70,7 +70,7 @@ def decode_body(raw: bytes, where: str = "message body") -> MessageBody:
     try:
         if len(raw) > MAX_BODY_BYTES:
             _damaged(where, f"{len(raw):,} bytes")
-        body = msgspec.msgpack.decode(raw, type=MessageBody)
+        body = msgspec.msgpack.decode(raw, type=MessageBody, ext_hook=_no_extension)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         message = f"{where} is damaged and cannot be read; recover the memory from a copy"
         raise CorruptError(message, where=where, offset=None, have_seq=None) from error
@@ -109,6 +109,12 @@ def check_metadata(metadata: object) -> dict[str, object]:
         )
     copy: dict[str, object] = msgspec.msgpack.decode(raw)
     return copy
+
+
+def _no_extension(code: int, _data: memoryview) -> NoReturn:
+    """Refuse msgpack's own types: nothing in a body is ever turned into an object."""
+    message = f"extension type {code}"
+    raise ValueError(message)
 
 
 def _plain(value: object) -> object:
