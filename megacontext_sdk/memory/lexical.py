@@ -91,12 +91,10 @@ class LexicalRow:
     """What is indexed: a message, or a piece of a long one.
 
     Attributes:
-        message: number of the message.
         start, end: token span of the row.
         text: its text.
     """
 
-    message: int
     start: int
     end: int
     text: str
@@ -124,7 +122,7 @@ class LexicalIndex:
     Example:
         >>> index = LexicalIndex(None)
         >>> index.open()
-        >>> index.add([LexicalRow(0, 0, 9, "Anna lives in Oslo"), LexicalRow(1, 9, 14, "I see")])
+        >>> index.add([LexicalRow(0, 9, "Anna lives in Oslo"), LexicalRow(9, 14, "I see")])
         >>> index.search("Where does Anna live?", 1).end.tolist()
         [9]
     """

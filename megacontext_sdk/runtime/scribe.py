@@ -139,7 +139,7 @@ class Scribe:
         ]
         first = self._journal.n_messages
         ticket = self._tree.append(ids, records, op=OP_APPEND, key=key, ts_us=now)
-        self._index_drafts(drafts, parts, first, start)
+        self._index_drafts(drafts, parts, start)
         return Written(
             span=Span(start, start + len(ids)),
             first_message=first,
@@ -187,15 +187,15 @@ class Scribe:
     # -- lexical index --------------------------------------------------------------------------
 
     def _index_drafts(
-        self, drafts: Sequence[MessageDraft], parts: Sequence[Ids], first: int, start: int
+        self, drafts: Sequence[MessageDraft], parts: Sequence[Ids], start: int
     ) -> None:
         rows: list[LexicalRow] = []
-        for number, (draft, ids) in enumerate(zip(drafts, parts, strict=True), first):
-            rows += self.index_rows(number, start, ids, draft.text)
+        for draft, ids in zip(drafts, parts, strict=True):
+            rows += self.index_rows(start, ids, draft.text)
             start += len(ids)
         self._lexical.add(rows)
 
-    def index_rows(self, message: int, start: int, ids: Ids, text: str | None) -> list[LexicalRow]:
+    def index_rows(self, start: int, ids: Ids, text: str | None) -> list[LexicalRow]:
         """Return the rows of one message: one, or pieces of 128 tokens cut on block boundaries.
 
         A piece that was forgotten has no row.
@@ -204,11 +204,11 @@ class Scribe:
         if len(ids) <= PIECE_TOKENS:
             shown = self._decoded(ids) if text is None else text
             is_gone = bool((ids < 0).all())
-            return [] if is_gone else [LexicalRow(message, start, end, shown)]
+            return [] if is_gone else [LexicalRow(start, end, shown)]
         first_cut = start // PIECE_TOKENS * PIECE_TOKENS + PIECE_TOKENS
         cuts = [start, *range(first_cut, end, PIECE_TOKENS), end]
         return [
-            LexicalRow(message, a, b, self._decoded(left))
+            LexicalRow(a, b, self._decoded(left))
             for a, b in itertools.pairwise(cuts)
             if len(left := remaining(ids[a - start : b - start]))
         ]
@@ -251,7 +251,7 @@ class Scribe:
             else:
                 ids = known[span.start - start : span.end - start]
             # What was stored without text is decoded from these ids.
-            rows += self.index_rows(message.message_id, span.start, ids, message.text or None)
+            rows += self.index_rows(span.start, ids, message.text or None)
         return rows
 
     def _first_unindexed(self) -> int:
@@ -266,9 +266,9 @@ class Scribe:
         """Return a writer for one generated reply."""
         return ReplyScribe(self, self._journal, self._tree, recall)
 
-    def index_reply(self, message: int, start: int, ids: Ids, text: str) -> None:
+    def index_reply(self, start: int, ids: Ids, text: str) -> None:
         """Index a finished reply as one message."""
-        self._lexical.add(self.index_rows(message, start, ids, text))
+        self._lexical.add(self.index_rows(start, ids, text))
 
 
 class ReplyScribe:
@@ -311,9 +311,7 @@ class ReplyScribe:
         self._ids.append(ids)
         self._text += text
         if final and self.message_id is not None:
-            self._scribe.index_reply(
-                self.message_id, self.start, np.concatenate(self._ids), self._text
-            )
+            self._scribe.index_reply(self.start, np.concatenate(self._ids), self._text)
 
     def wait(self) -> None:
         """Return when every part is durable.

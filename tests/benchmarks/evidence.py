@@ -159,12 +159,11 @@ class BlockIndex:
         self._index.add(
             [
                 LexicalRow(
-                    n,
                     at,
                     at + BLOCK_SIZE,
                     base.decode(ids[max(at - OVERLAP, 0) : at + BLOCK_SIZE + OVERLAP]),
                 )
-                for n, at in enumerate(starts)
+                for at in starts
             ]
         )
 
@@ -192,13 +191,13 @@ class History:
         self.index.open()
         self.spans: dict[str, Span] = {}
         ids, rows, at = [], [], 0
-        for number, turn in enumerate(turns):
+        for turn in turns:
             text = f"{turn['speaker']}: {turn['text']}\n"
             ids.append(base.encode(text))
             span = Span(at, at + len(ids[-1]))
             at = span.end
             self.spans[turn["id"]] = span
-            rows += _rows(base, number, span, ids[-1], text)
+            rows += _rows(base, span, ids[-1], text)
         self.index.add(rows)
         self.blocks = BlockIndex(base, np.concatenate(ids))
         self._history = np.concatenate(ids)
@@ -253,14 +252,12 @@ class History:
         """Count nothing."""
 
 
-def _rows(base: Base, number: int, span: Span, ids: np.ndarray, text: str) -> list[LexicalRow]:
+def _rows(base: Base, span: Span, ids: np.ndarray, text: str) -> list[LexicalRow]:
     pieces = piece_bounds(span.start, span.end)
     if len(pieces) == 1:
-        return [LexicalRow(number, span.start, span.end, text)]
+        return [LexicalRow(span.start, span.end, text)]
     return [
-        LexicalRow(
-            number, p.start, p.end, base.decode(ids[p.start - span.start : p.end - span.start])
-        )
+        LexicalRow(p.start, p.end, base.decode(ids[p.start - span.start : p.end - span.start]))
         for p in pieces
     ]
 

@@ -28,7 +28,7 @@ def opened(path=None, **kwargs):
 
 def rows_of(texts, first=0):
     return [
-        LexicalRow(first + i, (first + i) * ROW_TOKENS, (first + i + 1) * ROW_TOKENS, text)
+        LexicalRow((first + i) * ROW_TOKENS, (first + i + 1) * ROW_TOKENS, text)
         for i, text in enumerate(texts)
     ]
 
@@ -79,10 +79,10 @@ def brute_force(corpus, query, *, is_smoothed):
 
 def test_row41_a_short_message_passes_a_long_piece_that_matches_by_chance():
     index = opened()
-    rows = [LexicalRow(i, i * 40, i * 40 + 40, f"filler{i} talk") for i in range(40)]
+    rows = [LexicalRow(i * 40, i * 40 + 40, f"filler{i} talk") for i in range(40)]
     rows += [
-        LexicalRow(40, 1600, 1728, "anna speaks danish " + "other words " * 40),
-        LexicalRow(41, 1728, 1740, "anna speaks danish"),
+        LexicalRow(1600, 1728, "anna speaks danish " + "other words " * 40),
+        LexicalRow(1728, 1740, "anna speaks danish"),
     ]
     index.add(rows)
 
@@ -435,7 +435,7 @@ def test_any_text_can_be_indexed(text):
 
 def test_a_failed_add_leaves_no_half(tmp_path):
     index = indexed(["alpha"], tmp_path / "lexical.sqlite")
-    bad = [LexicalRow(1, 40, 80, "beta"), LexicalRow(2, 80, 120, 3j)]
+    bad = [LexicalRow(40, 80, "beta"), LexicalRow(80, 120, 3j)]
     with pytest.raises(TypeError):
         index.add(bad)
     assert 1 == index.n_rows

@@ -62,7 +62,7 @@ class WordMemory:
         words = text.split()
         span = Span(len(self.words), len(self.words) + len(words))
         self.words += words
-        self.index.add([LexicalRow(len(self.spans), span.start, span.end, text)])
+        self.index.add([LexicalRow(span.start, span.end, text)])
         self.spans.append(span)
         return span
 
