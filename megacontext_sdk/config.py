@@ -78,7 +78,7 @@ class GistSettings:
     """How gists are made and kept."""
 
     gist_slots: int = kinds.choice(1, (1, 2, 4), "vectors per gist")
-    gist_dtype: str = kinds.choice("f2", ("i1", "f2", "f4"), "number format of stored gists")
+    gist_dtype: str = kinds.choice("i1", ("i1", "f2", "f4"), "number format of stored gists")
     gist_cache_rows: int = kinds.integer(8192, 0, 2**24, "gists kept in RAM")
 
 

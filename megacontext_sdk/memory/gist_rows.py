@@ -53,7 +53,7 @@ class RowCodec:
         if self.row_bytes > _MAX_ROW_BYTES:
             message = (
                 f"a gist row of {self.row_bytes:,} bytes is above the limit of "
-                f"{_MAX_ROW_BYTES:,}; use fewer gist_slots or gist_dtype='f2'"
+                f"{_MAX_ROW_BYTES:,}; use fewer gist_slots or gist_dtype='i1'"
             )
             raise ConfigError(message, field="gist_slots", value=self.slots)
 

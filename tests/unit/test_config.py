@@ -46,7 +46,7 @@ def test_the_defaults_are_those_of_the_specification():
         "allocator": "greedy",
         "positions": "compact",
         "gist_slots": 1,
-        "gist_dtype": "f2",
+        "gist_dtype": "i1",
         "gist_cache_rows": 8192,
         "runtime": "auto",
         "kv_mode": "seam",

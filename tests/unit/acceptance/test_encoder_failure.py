@@ -68,4 +68,5 @@ def test_row75_stand_ins_give_way_once_the_encoder_works_again(sessions, flaky_s
     made = tree.gists(1, np.arange(len(stood_in)))
     assert 0 == tree.stats().n_missing_gists
     assert tree.encoder_error is None
-    np.testing.assert_allclose(-stood_in, made, atol=2e-3)
+    rounding = np.abs(stood_in).max(axis=-1, keepdims=True) / 127
+    assert (np.abs(stood_in + made) <= 0.51 * rounding).all()

@@ -238,9 +238,10 @@ def test_row70_the_audit_of_exact_mode_is_zero_whatever_happened_before(sessions
             assert (0, 1.0) == (audit.stale_rows, audit.top1_agreement)
 
 
-def test_row70_an_audit_leaves_the_next_reply_as_it_was(sessions):
+@pytest.mark.parametrize("kv_mode", ["exact", "seam"])
+def test_row70_an_audit_leaves_the_next_reply_as_it_was(sessions, kv_mode):
     def play(audits):
-        with sessions.open() as session:
+        with sessions.open(kv_mode=kv_mode, gist_dtype="f2") as session:
             sessions.fill(session, 50)
             texts = []
             for number in range(3):
