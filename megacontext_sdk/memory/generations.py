@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from megacontext_sdk.memory.manifest import MemoryMeta
 
 __all__ = [
+    "MARKER",
     "check_content",
+    "check_unfinished",
     "data_folder",
     "keep_names",
     "remove_leftovers",
@@ -27,8 +29,11 @@ __all__ = [
     "rescue_folder",
 ]
 
+MARKER = "PART"
+"""File that tells a memory which is being made, or was when its maker died, from a whole one."""
+
 _DATA = re.compile(r"data-(\d{6})")
-_UNFINISHED = re.compile(r"HEAD|LOCK|READERS|(HEAD|MEMORY)\.part|data-000001")
+_UNFINISHED = re.compile(r"HEAD|LOCK|READERS|(HEAD|MEMORY)\.part|PART|data-000001")
 
 
 def data_folder(directory: Path, generation: int) -> Path:
@@ -59,6 +64,24 @@ def check_content(directory: Path) -> bool:
             value=str(directory),
         )
     return False
+
+
+def check_unfinished(directory: Path) -> None:
+    """Check that a directory holds nothing but what a making that was cut short leaves.
+
+    Raises:
+        ConfigError: it is a whole memory, or holds something else.
+    """
+    names = {entry.name for entry in directory.iterdir()}
+    if MARKER in names:
+        names.discard("MEMORY")
+    if any(not _UNFINISHED.fullmatch(name) for name in names):
+        raise ConfigError(
+            f"{directory} is in the way: it is no memory that was left unfinished; move it away "
+            "or choose another path",
+            field="path",
+            value=str(directory),
+        )
 
 
 def _generations(folder: Path) -> Iterator[tuple[int, Path]]:
@@ -113,7 +136,7 @@ def remove_leftovers(directory: Path, meta: MemoryMeta, disk: Disk) -> list[str]
         # Of a switch that never happened: copies of two small files, and no data.
         if number >= meta.generation and not data_folder(folder, number).exists():
             remove_tree(disk, folder)
-    for name in ("MEMORY.part", "HEAD.part"):
+    for name in ("MEMORY.part", "HEAD.part", MARKER):
         remove_file(disk, directory / name)
     if gone:
         disk.sync_directory(directory)

@@ -15,8 +15,8 @@ import msgspec
 from megacontext_sdk.contracts.disk import REAL_DISK
 from megacontext_sdk.contracts.storage import NO_OPTIONS
 from megacontext_sdk.errors import ConfigError, CorruptError, MegaContextError
-from megacontext_sdk.memory.durable import remove_file, remove_tree
-from megacontext_sdk.memory.generations import check_content, data_folder
+from megacontext_sdk.memory.durable import remove_file, remove_tree, write_file
+from megacontext_sdk.memory.generations import MARKER, check_unfinished, data_folder
 from megacontext_sdk.memory.head import HeadFile
 from megacontext_sdk.memory.locks import DirectoryLock
 from megacontext_sdk.memory.manifest import replace_meta
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from megacontext_sdk.contracts.disk import Disk
-    from megacontext_sdk.contracts.storage import OpenMode, Storage
+    from megacontext_sdk.contracts.storage import Storage
     from megacontext_sdk.memory.manifest import MemoryMeta
     from megacontext_sdk.memory.stores import StorageFactory
 
@@ -101,43 +101,49 @@ def make_memory(
     meta = msgspec.structs.replace(meta, backend=backend, generation=1, rescue=0)
     with translated(directory):
         _check_free(directory)
-        is_new = not check_directory(part)
-        if is_new:
-            disk.mkdir(part)
-        elif check_content(part):
-            _refuse(part, "is a memory of its own")
-        lock = DirectoryLock(part)
-        lock.acquire_write(concurrent_readers=True)
+        lock = _part_lock(part, disk)
+        made = part
         try:
             storage = factory(data_folder(part, 1), options)
             _clear(part, disk)
+            write_file(disk, part / MARKER, b"")
             if clone_from is not None:
                 clone_from.clone(storage.path, clone_upto)
-            mode: OpenMode = "create" if clone_from is None else "write"
-            built = build_store(storage, meta, fill, mode)
+            built = build_store(storage, meta, fill, "create" if clone_from is None else "write")
             verify_store(factory(storage.path, options), meta, built, str(directory))
             HeadFile.create(part / "HEAD", head_of(meta, 1, built), disk)
             replace_meta(part, meta, disk)
             _check_free(directory)
             disk.rename(part, directory)
+            made = directory
+            disk.unlink(directory / MARKER)
             disk.sync_directory(directory.parent)
         except BaseException:
-            _discard(part, disk)
+            _discard(made, disk)
             raise
         finally:
             lock.release()
     return meta
 
 
+def _part_lock(part: Path, disk: Disk) -> DirectoryLock:
+    """Return the lock of the directory in which a memory is built; makes it if need be."""
+    if check_directory(part):
+        check_unfinished(part)
+    else:
+        disk.mkdir(part)
+    lock = DirectoryLock(part)
+    lock.acquire_write(concurrent_readers=True)
+    return lock
+
+
 def _check_free(directory: Path) -> None:
     if os.path.lexists(directory):
-        _refuse(directory, "exists already")
-
-
-def _refuse(path: Path, why: str) -> None:
-    raise ConfigError(
-        f"{path} {why}; choose another path, or remove it first", field="path", value=str(path)
-    )
+        raise ConfigError(
+            f"{directory} exists already; choose another path, or remove it first",
+            field="path",
+            value=str(directory),
+        )
 
 
 def _discard(part: Path, disk: Disk) -> None:
@@ -150,7 +156,7 @@ def _discard(part: Path, disk: Disk) -> None:
 def _clear(directory: Path, disk: Disk) -> None:
     """Remove what a create that never finished left, the lock files apart."""
     remove_tree(disk, data_folder(directory, 1))
-    for name in ("HEAD", "HEAD.part", "MEMORY.part"):
+    for name in ("MEMORY", "HEAD", "HEAD.part", "MEMORY.part", MARKER):
         remove_file(disk, directory / name)
 
 
