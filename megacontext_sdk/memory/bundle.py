@@ -27,6 +27,7 @@ from megacontext_sdk.memory.bundle_format import (
     Part,
     encode_header,
 )
+from megacontext_sdk.memory.chain import FLAG_CONTINUES, ROLE_SETTING
 from megacontext_sdk.memory.lod import BLOCK_SIZE, n_nodes
 from megacontext_sdk.memory.new_file import NewFile
 from megacontext_sdk.receipts import Exported
@@ -95,7 +96,7 @@ def write_bundle(
         path=str(file.path),
         format="bundle",
         n_tokens=header.n_tokens,
-        n_messages=header.n_messages,
+        n_messages=_n_said(source, header.n_messages),
         n_bytes=file.n_bytes,
     )
 
@@ -266,6 +267,16 @@ def _bodies(source: Storage, first: int, stop: int) -> Iterator[bytes]:
         first += n
         mean = sum(map(len, bodies)) // n + 1
         n_chunk = max(1, min(2 * n, _CHUNK_BYTES // mean, _MAX_CHUNK_MESSAGES))
+
+
+def _n_said(source: Storage, n_rows: int) -> int:
+    """Return how many rows begin what people call a message."""
+    total = 0
+    for start in range(0, n_rows, MAX_PIECE_ROWS):
+        rows = source.read_messages(start, min(start + MAX_PIECE_ROWS, n_rows))
+        said = (rows["role"] != ROLE_SETTING) & ((rows["flags"] & FLAG_CONTINUES) == 0)
+        total += int(said.sum())
+    return total
 
 
 def _parent(meta: MemoryMeta) -> BundleParent | None:
