@@ -151,6 +151,12 @@ def memory(request, make_memory):
     return make_memory(request.param)
 
 
+@pytest.fixture
+def here(make_memory):
+    """A memory in this process, where the storage makes no difference."""
+    return make_memory()
+
+
 @pytest.fixture(params=DURABLE)
 def durable(request, make_memory):
     """A memory on each storage that keeps files."""

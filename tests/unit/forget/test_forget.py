@@ -145,14 +145,14 @@ def test_indices_numbers_and_rows_stay_and_the_chain_holds(memory):
     assert journal.seq == prober.check().seq
 
 
-def test_a_forget_is_noted_in_the_settings_without_content(memory):
-    planted = plant(memory, 3)
-    receipt = memory.forget(message_ids=planted)
-    (noted,) = memory.journal.settings["receipts"]
+def test_a_forget_is_noted_in_the_settings_without_content(here):
+    planted = plant(here, 3)
+    receipt = here.forget(message_ids=planted)
+    (noted,) = here.journal.settings["receipts"]
     assert {
         "seq": receipt.seq,
         "ts_us": 1_000,
-        "uuid": memory.opened.meta.uuid,
+        "uuid": here.opened.meta.uuid,
         "generation": 2,
         "spans": [[span.start, span.end] for span in receipt.spans],
         "n_spans": 3,
@@ -186,12 +186,12 @@ def test_a_dry_run_changes_nothing_and_says_what_would_go(durable, bytes_below):
         assert getattr(dry, fact) == getattr(done, fact)
 
 
-def test_forgetting_twice_changes_nothing_the_second_time(memory):
-    planted = plant(memory, 5)
-    memory.forget(message_ids=planted)
-    opened, seq = memory.opened, memory.journal.seq
-    again = memory.forget(message_ids=planted)
-    assert (opened, seq) == (memory.opened, memory.journal.seq)
+def test_forgetting_twice_changes_nothing_the_second_time(here):
+    planted = plant(here, 5)
+    here.forget(message_ids=planted)
+    opened, seq = here.opened, here.journal.seq
+    again = here.forget(message_ids=planted)
+    assert (opened, seq) == (here.opened, here.journal.seq)
     assert ((), (), 0, True, None) == (
         again.spans,
         again.messages,
@@ -229,20 +229,20 @@ def test_the_tail_can_be_forgotten_and_is_completed_afterwards(memory, n_tail):
 
 
 @pytest.mark.parametrize("edges", [(31, 33), (32, 64), (1, 95), (0, 1), (1023, 1025), (2047, 2048)])
-def test_a_span_across_block_edges_takes_its_tokens_and_no_others(memory, edges):
-    memory.append(*(f"Message {at}, which says something." for at in range(64)), n_tokens=33)
-    before = memory.ids()
-    receipt = memory.forget(span=edges)
-    after = memory.ids()
+def test_a_span_across_block_edges_takes_its_tokens_and_no_others(here, edges):
+    here.append(*(f"Message {at}, which says something." for at in range(64)), n_tokens=33)
+    before = here.ids()
+    receipt = here.forget(span=edges)
+    after = here.ids()
     changed = np.flatnonzero(before != after)
     assert list(range(*edges)) == changed.tolist()
     assert (True, edges[1] - edges[0]) == (receipt.verified, receipt.tokens)
 
 
-def test_what_is_left_of_a_message_is_the_text_of_its_tokens(memory):
-    memory.append("A text that would give the rest away.", source="mail", metadata={"k": 1})
-    memory.forget(span=(0, 10))
-    (found,) = load_messages(memory.journal, 0, 2, lambda span: f"<{span.start}-{span.end}>")
+def test_what_is_left_of_a_message_is_the_text_of_its_tokens(here):
+    here.append("A text that would give the rest away.", source="mail", metadata={"k": 1})
+    here.forget(span=(0, 10))
+    (found,) = load_messages(here.journal, 0, 2, lambda span: f"<{span.start}-{span.end}>")
     assert ("<0-40>", True, None, {}) == (
         found.text,
         found.is_forgotten,
@@ -251,15 +251,15 @@ def test_what_is_left_of_a_message_is_the_text_of_its_tokens(memory):
     )
 
 
-def test_row24_a_repeated_append_of_forgotten_content_is_refused_and_says_why(memory):
+def test_row24_a_repeated_append_of_forgotten_content_is_refused_and_says_why(here):
     key = b"k" * 16
-    number = memory.append("Once.", key=key)
-    memory.forget(message_ids=[number])
+    number = here.append("Once.", key=key)
+    here.forget(message_ids=[number])
     with pytest.raises(ConfigError, match="forgotten") as caught:
-        memory.append("Once.", key=key)
+        here.append("Once.", key=key)
     assert "idempotency_key" == caught.value.field
     assert "Once" not in str(caught.value)
-    memory.append("Once.", key=b"n" * 16)
+    here.append("Once.", key=b"n" * 16)
 
 
 def test_a_quotation_elsewhere_is_an_echo_and_is_named(memory):
@@ -270,10 +270,10 @@ def test_a_quotation_elsewhere_is_an_echo_and_is_named(memory):
     assert ((quoting,), 0, True) == (receipt.echoes, receipt.hits, receipt.verified)
 
 
-def test_messages_too_short_to_search_for_are_counted(memory):
-    numbers = [memory.append("Yes."), memory.append(marker(1)), memory.append(None, n_tokens=5)]
-    numbers.append(memory.append(None, n_tokens=200))
-    assert 2 == memory.forget(message_ids=numbers).unscannable
+def test_messages_too_short_to_search_for_are_counted(here):
+    numbers = [here.append("Yes."), here.append(marker(1)), here.append(None, n_tokens=5)]
+    numbers.append(here.append(None, n_tokens=200))
+    assert 2 == here.forget(message_ids=numbers).unscannable
 
 
 # --- what else lies in the directory -----------------------------------------------------------
@@ -356,20 +356,20 @@ class FailingEncoder(GistEncoder):
         return self.inner.encode_gists(lod, children, services)
 
 
-def test_an_encoder_that_fails_leaves_gists_missing_and_forgets_all_the_same(memory):
-    memory.append("A long beginning.", n_tokens=32 * 40)
-    planted = [memory.append(marker(at), n_tokens=100) for at in range(8)]
-    memory.append("A long ending.", n_tokens=32 * 40)
+def test_an_encoder_that_fails_leaves_gists_missing_and_forgets_all_the_same(here):
+    here.append("A long beginning.", n_tokens=32 * 40)
+    planted = [here.append(marker(at), n_tokens=100) for at in range(8)]
+    here.append("A long ending.", n_tokens=32 * 40)
     encoder = FailingEncoder()
-    memory.tree._gists.encoder = encoder
+    here.tree._gists.encoder = encoder
     encoder.fails = True
-    receipt = memory.forget(message_ids=planted)
+    receipt = here.forget(message_ids=planted)
     assert (True, 0) == (receipt.verified, receipt.gists_rebuilt)
-    assert memory.tree.stats().n_missing_gists == 0, "made again by the next tree"
-    after = memory.gists()
-    assert memory.tree.n_nodes(1) == len(after[1])
-    memory.tree._gists.cache.clear()
-    assert np.isfinite(memory.tree.gists(1, np.arange(memory.tree.n_nodes(1)))).all()
+    assert here.tree.stats().n_missing_gists == 0, "made again by the next tree"
+    after = here.gists()
+    assert here.tree.n_nodes(1) == len(after[1])
+    here.tree._gists.cache.clear()
+    assert np.isfinite(here.tree.gists(1, np.arange(here.tree.n_nodes(1)))).all()
 
 
 def test_a_failure_before_the_switch_changes_nothing(memory, monkeypatch):
@@ -389,10 +389,10 @@ def test_a_failure_before_the_switch_changes_nothing(memory, monkeypatch):
         assert ["data-000001"] == [path.name for path in memory.path.glob("data-*")]
 
 
-def test_the_handle_before_the_forget_is_closed(memory):
-    planted = plant(memory, 2)
-    before = memory.journal
-    memory.forget(message_ids=planted)
+def test_the_handle_before_the_forget_is_closed(here):
+    planted = plant(here, 2)
+    before = here.journal
+    here.forget(message_ids=planted)
     with pytest.raises(SessionClosedError):
         before.token_ids(Span(0, 1))
 
@@ -406,13 +406,13 @@ def test_a_memory_opened_for_reading_only_plans(durable):
         durable.forget(message_ids=planted)
 
 
-def test_an_unknown_cascade_is_refused(memory):
+def test_an_unknown_cascade_is_refused(here):
     with pytest.raises(ConfigError) as caught:
-        memory.forget(everything=True, cascade="all")
+        here.forget(everything=True, cascade="all")
     assert "cascade" == caught.value.field
 
 
-def test_a_receipt_is_plain_json(memory):
-    planted = plant(memory, 2)
-    receipt = memory.forget(message_ids=planted)
+def test_a_receipt_is_plain_json(here):
+    planted = plant(here, 2)
+    receipt = here.forget(message_ids=planted)
     assert {field.name for field in attrs.fields(type(receipt))} <= set(receipt.to_dict())

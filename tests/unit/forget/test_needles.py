@@ -10,6 +10,7 @@ from megacontext_sdk.memory.chain import encode_ids
 from megacontext_sdk.memory.lod import Span
 from megacontext_sdk.memory.needles import Needles, Survivors, take_needles
 from megacontext_sdk.memory.replay import Redaction
+from megacontext_sdk.memory.scan import files_below, scan_files
 
 
 def taken(memory, redaction):
@@ -141,3 +142,23 @@ def test_rows_of_every_encoder_are_looked_for(make_memory, lod):
     rows = memory.gists()[lod]
     found = taken(memory, memory.plan(everything=True)).rows
     assert any(piece in rows.tobytes() for piece in found)
+
+
+def test_the_scan_finds_nearly_every_needle_while_the_content_is_there(durable):
+    """Otherwise finding none afterwards would prove nothing: long bodies, logs, seals included."""
+    for start in range(0, 300, 20):
+        durable.append(*(text_of(number) for number in range(start, start + 20)), n_tokens=64)
+    for number in range(5):
+        durable.append(text_of(number) * 300, n_tokens=4_000)
+    durable.append(None, n_tokens=5_000)
+    found = taken(durable, durable.plan(everything=True))
+    assert len(found.all) > 1_500
+    durable.close()
+    seen, _n_bytes = scan_files(files_below(durable.path), found.all)
+    kinds = np.repeat([0, 1, 2], [len(found.texts), len(found.runs), len(found.rows)])
+    for kind in range(3):
+        assert seen[kinds == kind].mean() >= 0.99
+    durable.reopen()
+    receipt = durable.forget(everything=True)
+    assert (True, 0, ()) == (receipt.verified, receipt.hits, receipt.echoes)
+    assert receipt.needles == len(found.all)
