@@ -173,8 +173,8 @@ class Moving:
         """Make a new memory of something exported, or of another memory, and open it.
 
         Everything is checked before the new memory appears; a failure leaves nothing behind. What
-        comes from elsewhere is trusted as such: its messages are "external" at most, and its pins
-        and registers stay behind.
+        comes from elsewhere is trusted as such: its messages are "external" at most, its pins and
+        registers stay behind, and its gists are made again from its text.
 
         Args:
             source: a bundle, a file of chat messages (`.jsonl`), or the directory of a memory.
