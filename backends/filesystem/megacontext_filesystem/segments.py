@@ -269,30 +269,21 @@ class Segment:
         self.data = mapped[HEADER_BYTES:end]
         return self.data
 
-    def first_bad_page(self) -> int | None:
-        """Return the first page that does not match its checksum, None if all do."""
-        data = self.map() if self.data is None else self.data
-        for page in range(n_pages(self.info.payload)):
-            if not self.is_page_good(data, page):
-                return page
-        return None
-
     def is_page_good(self, data: NDArray[np.uint8], page: int) -> bool:
         """Tell whether a page of the mapped payload matches its checksum."""
         return self.crcs is not None and crc32(data[page * PAGE : (page + 1) * PAGE].data) == int(
             self.crcs[page]
         )
 
-    def check_pages(self, data: NDArray[np.uint8], pages: Iterable[int]) -> None:
-        """Check pages of the mapped payload.
+    def check_page(self, data: NDArray[np.uint8], page: int) -> None:
+        """Check a page of the mapped payload.
 
         Raises:
-            CorruptError: one does not match its checksum.
+            CorruptError: it does not match its checksum.
         """
-        for page in pages:
-            if not self.is_page_good(data, page):
-                raise corrupt(
-                    self.path,
-                    "does not match the checksum of a page",
-                    offset=HEADER_BYTES + page * PAGE,
-                )
+        if not self.is_page_good(data, page):
+            raise corrupt(
+                self.path,
+                "does not match the checksum of a page",
+                offset=HEADER_BYTES + page * PAGE,
+            )

@@ -18,7 +18,7 @@ from megacontext_filesystem.faults import corrupt
 from megacontext_filesystem.segments import PAGE, n_pages
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -83,11 +83,11 @@ class Table:
         self.n_rows = int(self.counts.sum())
         self.end = infos[-1].end if infos else 0
         self.stride = infos[-1].stride if infos else 0
-        self._rows_at = np.zeros(len(infos), np.int64)
         pages = np.array([n_pages(info.payload) for info in infos], np.int64)
         self._page_bases = np.cumsum(pages) - pages
         total = int(pages.sum())
         self._checked = np.zeros(total, np.uint8)
+        self._is_checked = False  # every page of it; saves looking
         if checked is not None:
             self._checked[: len(checked)] = checked
 
@@ -101,52 +101,63 @@ class Table:
         Raises:
             CorruptError: a page does not match its checksum.
         """
-        which = np.searchsorted(self.starts, ids, "right") - 1
-        return self._gather(which, ids - self.starts[which], self._rows_at, self.stride)
+        return self._gathered(ids, self.stride)[0]
 
-    def _gather(self, which: Indices, at: Indices, bases: Indices, stride: int) -> Bytes2D:
-        """Return what lies at `bases[segment] + at * stride` in each row's segment."""
-        rows = np.empty((len(which), stride), np.uint8)
-        if not rows.size:
-            return rows
-        self._check(which, bases[which] + at * stride, stride)
-        low, high = int(which.min()), int(which.max())
-        if low == high:
-            return self._take(low, at, bases, stride, rows)
-        order = np.argsort(which, kind="stable")
-        cuts = np.searchsorted(which[order], np.arange(low, high + 2)).tolist()
-        at = at[order]
-        for index in range(low, high + 1):
-            first, stop = cuts[index - low], cuts[index - low + 1]
+    def _gathered(self, ids: Indices, *strides: int) -> list[Bytes2D]:
+        """Return rows of columns that follow each other in the payload of each segment."""
+        parts = [np.empty((len(ids), stride), np.uint8) for stride in strides]
+        if not len(ids):
+            return parts
+        if len(self.segments) == 1:
+            self._take(0, ids, strides, parts)
+            return parts
+        # Sorted, the rows of a segment lie together: one call per segment and column.
+        order = ids.argsort()
+        ascending = ids[order]
+        cuts = [*ascending.searchsorted(self.starts).tolist(), len(ids)]
+        for index in range(len(self.segments)):
+            first, stop = cuts[index], cuts[index + 1]
             if first < stop:
-                self._take(index, at[first:stop], bases, stride, rows[first:stop])
-        result = np.empty_like(rows)
-        result[order] = rows
-        return result
+                outs = [part[first:stop] for part in parts]
+                self._take(index, ascending[first:stop], strides, outs)
+        found = []
+        for part in parts:
+            found.append(np.empty_like(part))
+            found[-1][order] = part
+        return found
 
-    def _take(self, index: int, at: Indices, bases: Indices, stride: int, out: Bytes2D) -> Bytes2D:
-        base, n_rows = int(bases[index]), int(self.counts[index])
-        data = self._pool.data(self.segments[index])[base : base + n_rows * stride]
-        # Numbers were checked; "clip" lets numpy write to `out` without a copy between.
-        return data.reshape(n_rows, stride).take(at, axis=0, out=out, mode="clip")
+    def _take(
+        self, index: int, ids: Indices, strides: Sequence[int], outs: Sequence[Bytes2D]
+    ) -> None:
+        """Copy rows of one segment."""
+        segment = self.segments[index]
+        n_rows, base, at = segment.info.rows, 0, ids - segment.info.first
+        data = self._pool.data(segment)
+        for stride, out in zip(strides, outs, strict=True):
+            if not self._is_checked:
+                self._check(index, base + at * stride, stride)
+            column = data[base : base + n_rows * stride].reshape(n_rows, stride)
+            # Numbers were checked; "clip" lets numpy write to `out` without a copy between.
+            column.take(at, axis=0, out=out, mode="clip")
+            base += n_rows * stride
 
-    def _check(self, which: Indices, offsets: Indices, stride: int) -> None:
-        """Check the pages of rows that were never checked; says nothing where all were."""
-        bases = self._page_bases[which]
-        first, last = bases + offsets // PAGE, bases + (offsets + stride - 1) // PAGE
+    def _check(self, index: int, offsets: Indices, stride: int) -> None:
+        """Check the pages of rows of one segment that were never checked."""
+        base = int(self._page_bases[index])
+        first, last = base + offsets // PAGE, base + (offsets + stride - 1) // PAGE
         if stride <= PAGE and self._checked[first].all() and self._checked[last].all():
             return
         touched = [np.minimum(first + at, last) for at in range(stride // PAGE + 2)]
         pages = np.unique(np.concatenate(touched))
-        self._check_pages(pages[self._checked[pages] == 0].tolist())
+        self._check_pages(index, pages[self._checked[pages] == 0].tolist())
 
-    def _check_pages(self, pages: Sequence[int]) -> None:
+    def _check_pages(self, index: int, pages: Iterable[int]) -> None:
+        segment, base = self.segments[index], int(self._page_bases[index])
+        data = self._pool.data(segment)
         for page in pages:
-            index = int(np.searchsorted(self._page_bases, page, "right")) - 1
-            segment = self.segments[index]
-            data = self._pool.data(segment)
-            segment.check_pages(data, (page - int(self._page_bases[index]),))
+            segment.check_page(data, page - base)
             self._checked[page] = 1  # only ever set, so threads need no lock
+        self._is_checked = bool(self._checked.all())
 
     def _check_range(self, index: int, start: int, stop: int) -> None:
         """Check the pages of payload bytes `[start, stop)` of one segment."""
@@ -154,7 +165,7 @@ class Table:
         pages = range(base + start // PAGE, base + -(-stop // PAGE))
         unchecked = [page for page in pages if not self._checked[page]]
         if unchecked:
-            self._check_pages(unchecked)
+            self._check_pages(index, unchecked)
 
     def payload(self, index: int, start: int, stop: int) -> memoryview:
         """Return payload bytes `[start, stop)` of one segment, checked.
@@ -198,12 +209,11 @@ class BodyTable(Table):
 class GistTable(Table):
     """Gist rows of one version and level, dense from node 0 on, and the trust of each."""
 
-    def trust(self, nodes: Indices) -> NDArray[np.uint8]:
-        """Return the trust of rows; all of them are in the table.
+    def read(self, nodes: Indices) -> tuple[Bytes2D, NDArray[np.uint8]]:
+        """Return rows and the trust of each; all of them are in the table.
 
         Raises:
             CorruptError: a page does not match its checksum.
         """
-        which = np.searchsorted(self.starts, nodes, "right") - 1
-        bases = self.counts * self.stride
-        return self._gather(which, nodes - self.starts[which], bases, 1).reshape(-1)
+        rows, trust = self._gathered(nodes, self.stride, 1)
+        return rows, trust.reshape(-1)

@@ -182,12 +182,13 @@ class View:
         """Return the gist rows that exist."""
         key = (version, lod)
         wanted = np.asarray(nodes).astype(np.int64)
-        present = (wanted >= 0) & (wanted < self.gist_count(key))
-        stride = self.gist_stride(key)
-        if present.all():
+        count = self.gist_count(key)
+        if len(wanted) and wanted.min() >= 0 and wanted.max() < count:
             rows, trust = self._gists(key, wanted)
+            present = np.ones(len(wanted), np.bool_)
         else:
-            rows = np.zeros((len(wanted), stride), np.uint8)
+            present = (wanted >= 0) & (wanted < count)
+            rows = np.zeros((len(wanted), self.gist_stride(key)), np.uint8)
             trust = np.zeros(len(wanted), np.uint8)
             rows[present], trust[present] = self._gists(key, wanted[present])
         return GistRows(rows=frozen(rows), trust=frozen(trust), present=frozen(present))
@@ -198,7 +199,7 @@ class View:
         if not len(nodes):
             return np.empty((0, self.gist_stride(key)), np.uint8), np.empty(0, np.uint8)
         if runs is None and isinstance(table, GistTable):
-            return table.rows(nodes), table.trust(nodes)
+            return table.read(nodes)
         if runs is None:
             raise LookupError(f"there are no gists of version {key[0]}, LOD{key[1]}")
         log = self.log.data()
@@ -209,8 +210,7 @@ class View:
         trust = np.empty(len(nodes), np.uint8)
         rows[is_late] = runs.rows.rows(log, nodes[is_late])
         trust[is_late] = runs.trust.rows(log, nodes[is_late]).reshape(-1)
-        rows[~is_late] = table.rows(nodes[~is_late])
-        trust[~is_late] = table.trust(nodes[~is_late])
+        rows[~is_late], trust[~is_late] = table.read(nodes[~is_late])
         return rows, trust
 
 
