@@ -40,7 +40,8 @@ _KITS = {
 # Asserts in the kits then show both sides, as asserts in a test module do.
 _ROOMS = {
     *_KITS.values(),
-    *("crash_base", "damage_cases", "disk_cases", "kill_cases", "power_cases", "race_cases"),
+    *("crash_base", "damage_cases", "disk_cases", "kill_cases", "machine", "machine_cases"),
+    *("power_cases", "race_cases", "session_kills"),
     *("storage_base", "storage_sharing", "story", "victims"),
 }
 pytest.register_assert_rewrite(*(f"{__name__}.{room}" for room in sorted(_ROOMS)))

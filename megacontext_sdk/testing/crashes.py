@@ -9,13 +9,17 @@ from __future__ import annotations
 from megacontext_sdk.testing.damage_cases import DamageCases
 from megacontext_sdk.testing.disk_cases import DiskCases
 from megacontext_sdk.testing.kill_cases import KillCases
+from megacontext_sdk.testing.machine_cases import MachineCases
 from megacontext_sdk.testing.power_cases import PowerCases
 from megacontext_sdk.testing.race_cases import RaceCases
+from megacontext_sdk.testing.session_kills import SessionKills
 
 __all__ = ["CrashConformance"]
 
 
-class CrashConformance(KillCases, DiskCases, PowerCases, DamageCases, RaceCases):
+class CrashConformance(
+    KillCases, SessionKills, DiskCases, PowerCases, DamageCases, RaceCases, MachineCases
+):
     """What a memory on this storage survives.
 
     A store whose `capabilities.durability` is empty skips all of it.

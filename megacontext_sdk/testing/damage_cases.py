@@ -170,8 +170,10 @@ class DamageCases(CrashBase):
         rng, truth = Random(80), Truth()
         data = [file for file in files_of(sound) if file.parent.name.startswith("data-")]
         n_flips = self.n_flips * self.effort // 3
-        cases = ([draw_flip(sound, rng, only=rng.choice(data))] for _ in range(n_flips))
-        self._judge_all(sound, copies, cases, truth)
+        for _ in range(n_flips):
+            # The last frame of a log may be a torn tail: then the last commit was never whole.
+            flip = draw_flip(sound, rng, only=rng.choice(data))
+            self._judge(sound, copies, [flip], truth, 72, at_least=71)
 
     def _judge_all(
         self, sound: Path, copies: Path, cases: Iterable[list[Damage]], truth: Truth
@@ -179,7 +181,14 @@ class DamageCases(CrashBase):
         return Counter(self._judge(sound, copies, case, truth, 72) for case in cases)
 
     def _judge(
-        self, sound: Path, copies: Path, damages: list[Damage], truth: Truth, last: int
+        self,
+        sound: Path,
+        copies: Path,
+        damages: list[Damage],
+        truth: Truth,
+        last: int,
+        *,
+        at_least: int | None = None,
     ) -> str:
         """Damage a copy; return "refused", "detected" or "harmless", or fail."""
         copy = copies / "damaged.mc"
@@ -188,22 +197,23 @@ class DamageCases(CrashBase):
             changed = [damage.apply(copy) for damage in damages]
             if not any(changed):
                 return "harmless"
-            return self._outcome(copy, truth, last)
+            return self._outcome(copy, truth, (last if at_least is None else at_least, last))
         except BaseException as error:
             error.add_note("after " + " and ".join(map(str, damages)))
             raise
         finally:
             shutil.rmtree(copy)
 
-    def _outcome(self, copy: Path, truth: Truth, last: int) -> str:
+    def _outcome(self, copy: Path, truth: Truth, bounds: tuple[int, int]) -> str:
+        at_least, last = bounds
         before = fingerprint(copy)
         try:
             memory = self.open(copy)
         except (StorageError, ConfigError) as error:
             return self._refused(copy, before, error, last)
         try:
-            found = truth.check(memory, at_least=last)
-            assert found == last, f"commit {found} was never made"
+            found = truth.check(memory, at_least=at_least)
+            assert found <= last, f"commit {found} was never made"
         except CorruptError:
             return "detected"
         finally:

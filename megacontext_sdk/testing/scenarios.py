@@ -33,6 +33,7 @@ from megacontext_sdk.errors import (
 )
 from megacontext_sdk.memory.journal import MessageRecord
 from megacontext_sdk.memory.lod import Span
+from megacontext_sdk.testing.machine import open_session, plugins_of
 from megacontext_sdk.testing.story import Story, Truth, kept
 from megacontext_sdk.testing.victims import acknowledge
 
@@ -49,11 +50,13 @@ __all__ = [
     "endure",
     "endure_calls",
     "fill",
+    "forget_session",
     "fork",
     "hold",
     "log",
     "race",
     "read_as_nobody",
+    "rebuild_session",
     "store_class",
     "threads",
     "tiny_appends",
@@ -375,3 +378,25 @@ def _watch(journal: Journal, reader: int) -> None:
         if not np.array_equal(seen[start:], now[: len(seen) - start]):
             acknowledge(f"reader {reader} saw history change")
         seen = np.concatenate([seen[:start], now])
+
+
+# --- sessions ---------------------------------------------------------------------------------
+
+
+def forget_session(storage: str, path: str, *, first: int) -> None:
+    """Forget message after message; acknowledge how many are."""
+    session = open_session(Path(path), plugins_of(storage))
+    acknowledge(first)
+    for number, message in enumerate(session.messages()):
+        if number >= first:
+            assert session.forget(message_ids=[message.message_id]).verified
+            acknowledge(number + 1)
+    signal.pause()
+
+
+def rebuild_session(storage: str, path: str, *, first: int) -> None:
+    """Make the gists again and again."""
+    session = open_session(Path(path), plugins_of(storage))
+    acknowledge(first)
+    while True:
+        session.rebuild()

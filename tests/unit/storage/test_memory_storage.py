@@ -5,11 +5,16 @@ import pytest
 
 from megacontext_sdk.builtin.memory_storage import InMemoryStorage
 from megacontext_sdk.contracts.storage import Header
+from megacontext_sdk.testing import CrashConformance
 from megacontext_sdk.testing.storage import Oracle, StorageConformance
 
 
 class TestInMemoryStorage(StorageConformance):
     make = staticmethod(lambda folder: InMemoryStorage(folder / "data-000001"))
+
+
+class TestInMemoryCrashes(CrashConformance):
+    storage = "megacontext_sdk.builtin.memory_storage:InMemoryStorage"
 
 
 def test_same_object_finds_its_rows_again_after_close(tmp_path):
