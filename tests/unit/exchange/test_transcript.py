@@ -1,4 +1,6 @@
 import os
+import random
+from collections import Counter
 from datetime import UTC, datetime
 
 import attrs
@@ -241,3 +243,33 @@ def test_what_is_no_file_is_refused(path, kind):
         path.mkdir()
     with pytest.raises(ConfigError):
         list(read_transcript({"nul": "a\0b", "bytes": 3.5}.get(kind, path)))
+
+
+def test_two_thousand_damaged_lines_are_messages_or_typed_errors(path, messages):
+    write_transcript(messages, path, n_tokens=20)
+    good, rng = path.read_bytes(), random.Random(11)
+    outcomes = Counter()
+    for _ in range(2_000):
+        raw = bytearray(good)
+        for _ in range(rng.choice([1, 1, 2, 5])):
+            at = rng.randrange(len(raw))
+            raw[at : at + rng.choice([0, 1, 4])] = rng.choice(
+                [
+                    bytes([rng.randrange(256)]),
+                    b'"',
+                    b"\n",
+                    b"{",
+                    b"[",
+                    b"\\",
+                    b"null",
+                    b"1e999",
+                    b"",
+                ]
+            )
+        path.write_bytes(raw)
+        try:
+            outcomes["read"] += len(list(read_transcript(path)))
+        except BundleError:
+            outcomes["refused"] += 1
+    assert outcomes["refused"] > 500
+    assert outcomes["read"] > 200
