@@ -56,7 +56,6 @@ class Keeping:
     """What can be done with a whole memory. See `MemorySession`, which is one of these."""
 
     _parts: Parts
-    _closed: str | None
 
     if TYPE_CHECKING:
 
@@ -65,6 +64,8 @@ class Keeping:
         def _reading(self) -> AbstractContextManager[None]: ...
 
         def _writing(self) -> AbstractContextManager[None]: ...
+
+        def _fail(self, error: BaseException) -> None: ...
 
     # -- going back -----------------------------------------------------------------------------
 
@@ -386,12 +387,8 @@ class Keeping:
         """Go on over another generation; if that fails, the memory is whole but this handle not."""
         try:
             self._parts.renew(memory, keep_layout=keep_layout)
-        except BaseException:
-            self._closed = "failed"
-            with contextlib.suppress(StorageError):
-                memory.close()
-            self._parts.state.telemetry.close()
-            self._parts.wiring.lease.release()
+        except BaseException as error:
+            self._fail(error)
             raise
 
 

@@ -189,11 +189,18 @@ class Parts:
     def close(self, error: BaseException | None = None) -> None:
         """Save what is worth saving and close everything."""
         with ExitStack() as stack:
+            stack.callback(self.abandon, error)
+            stack.callback(self.tree.close)
+            if not self.read_only:
+                self.save()
+
+    def abandon(self, error: BaseException | None) -> None:
+        """Close everything and save nothing but what was accepted."""
+        with ExitStack() as stack:
             stack.callback(self.wiring.lease.release)
             stack.callback(self.state.close)
             stack.callback(self.memory.close)
             stack.callback(self.lexical.close)
-            stack.callback(self.tree.close)
             stack.callback(self.state.telemetry.close)
             self.state.telemetry.emit(
                 SessionClosedEvent(
@@ -203,8 +210,6 @@ class Parts:
                     error=None if error is None else type(error).__name__,
                 )
             )
-            if not self.read_only:
-                self.save()
 
 
 def forgotten(span: Span) -> DetailUnavailableError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
 from megacontext_sdk.arguments import (
@@ -19,7 +19,13 @@ from megacontext_sdk.arguments import (
     check_sampling,
 )
 from megacontext_sdk.assembly import assemble
-from megacontext_sdk.errors import ConfigError, ReadOnlyError, SessionClosedError, shown
+from megacontext_sdk.errors import (
+    ConfigError,
+    ReadOnlyError,
+    SessionClosedError,
+    StorageError,
+    shown,
+)
 from megacontext_sdk.focus_handle import FocusHandle
 from megacontext_sdk.generation import Generation
 from megacontext_sdk.keeping import Keeping
@@ -403,6 +409,13 @@ class MemorySession(Keeping, Moving):
             self._closed = "closed"
             self._parts.plugins.session_closed(self, error)
             self._parts.close(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Give up this handle after its rooms could not be put together again; save nothing."""
+        self._closed = "failed"
+        self._parts.plugins.session_closed(self, error)
+        with suppress(StorageError):  # the first error is the one that tells
+            self._parts.abandon(error)
 
     def __enter__(self) -> Self:
         """Use as a context manager."""

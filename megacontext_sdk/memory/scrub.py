@@ -321,8 +321,10 @@ def _body_problem(message: np.void, body: bytes) -> str:
     role, flags = int(message["role"]), int(message["flags"])
     if role >= len(ROLES) or int(message["trust"]) > _MAX_TRUST:
         return "has a role or trust that does not exist"
-    if flags & (FLAG_CONTINUES | FLAG_FORGOTTEN):
+    if flags & FLAG_FORGOTTEN:
         return "has a body where there can be none" if body else ""
+    if flags & FLAG_CONTINUES and not body:
+        return ""  # of a message cut at the size of a commit; the parts of a reply have theirs
     try:
         if role == ROLE_SETTING:
             decode_settings(body)

@@ -9,12 +9,19 @@ from megacontext_sdk import (
     AsyncMemorySession,
     Completed,
     Config,
+    Exported,
     FocusChanged,
     FocusReport,
     Hit,
     MemorySession,
+    MemoryStore,
     NodeId,
+    Rebuilt,
+    Receipt,
+    Recovery,
     Reply,
+    ScrubReport,
+    Snapshot,
     Span,
     Stats,
     StorageSpec,
@@ -89,3 +96,35 @@ def handling(session: MemorySession) -> int:
 def megacontext_storages() -> Iterator[StorageSpec]:
     """Offer a storage."""
     yield StorageSpec("acme", "acme_memory.store:Store", "Blocks in Acme Cloud", requires="acme")
+
+
+def keeping(session: MemorySession) -> str:
+    """Snapshots, forks, forgetting, moving, mending."""
+    before: Snapshot = session.snapshot("before")
+    after: Snapshot = session.restore(before.name)
+    with session.fork("plan-b.mc", at="before") as fork:
+        receipt: Receipt = fork.forget(where={"source": "mail"}, dry_run=True)
+    exported: Exported = session.export("notes.bundle", format="bundle")
+    rebuilt: Rebuilt = session.rebuild(gist="mean", progress=lambda done, total: print(done, total))
+    report: ScrubReport = session.verify()
+    recovery: Recovery = MemorySession.recover("notes.mc", dry_run=True)
+    copy: MemorySession = MemorySession.load(exported.path, into="copy.mc", w_max=896)
+    with copy, MemorySession.open("notes.mc", at="before", read_only=True) as view:
+        return f"{after}{receipt}{rebuilt}{report}{recovery}{view[:]}{copy[:]}"
+
+
+def tenants() -> tuple[str, ...]:
+    """One store per tenant."""
+    store = MemoryStore("memories", namespace=("acme", "support"), model="echo")
+    with store.session("alice", w_max=896) as session:
+        session.append("I prefer tea.")
+    store.delete("alice")
+    return store.list()
+
+
+async def awaitable(session: AsyncMemorySession) -> bool:
+    """The same names, awaitable."""
+    await session.snapshot("before")
+    fork: AsyncMemorySession = await session.fork(None)
+    receipt: Receipt = await fork.forget(everything=True)
+    return bool(receipt.verified)

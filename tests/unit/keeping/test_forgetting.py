@@ -205,6 +205,18 @@ def test_a_forgotten_memory_reopens_without_it(disk, fill, chain):
         assert session.verify().is_sound
 
 
+def test_a_memory_with_long_replies_is_sound_and_forgets_them_whole(place, fill):
+    with place.open() as session:
+        fill(session, 3)
+        reply = session.generate("Tell me all about it.", max_new_tokens=150)
+        fill(session, 3)
+        assert () == session.verify().problems
+        gone = session.forget(message_ids=[reply.message_id])
+        assert (True, (reply.message_id,)) == (gone.verified, gone.messages)
+        assert reply.text.strip() not in session[:]
+        assert () == session.verify().problems
+
+
 def test_forks_stand_in_the_way_unless_they_forget_too(disk, fill):
     with disk.open() as session:
         fill(session, 10)
