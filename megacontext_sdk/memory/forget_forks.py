@@ -88,10 +88,9 @@ def exports_with(journal: JournalReader, redaction: Redaction) -> tuple[str, ...
 
 def blocked(forks: Sequence[Fork], path: Path | None, why: str) -> ForgetBlockedError:
     """Return the error that forks stand in the way."""
-    names = ", ".join(str(fork.path) for fork in forks)
+    names = ", ".join(f"fork {fork.path}" for fork in forks)
     return ForgetBlockedError(
-        f"{names} {why}. Nothing was changed in {path or 'this memory'}; repeat with "
-        'cascade="forks", or delete what is not needed',
+        f"{names}: {why}. Nothing was changed in {path or 'this memory'}",
         path=None if path is None else str(path),
         holders=tuple(str(fork.path) for fork in forks),
     )
@@ -107,5 +106,8 @@ def check_forks(forks: Sequence[Fork], open_fork: OpenFork, path: Path | None) -
         try:
             open_fork(fork.path).close()
         except (OSError, MegaContextError) as error:
-            why = f"cannot be opened ({type(error).__name__}), and holds tokens to be forgotten"
+            why = (
+                f"holds what is to be forgotten and cannot be opened ({type(error).__name__}); "
+                "close it elsewhere, or delete it"
+            )
             raise blocked([fork], path, why) from error

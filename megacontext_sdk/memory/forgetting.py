@@ -163,11 +163,10 @@ class _Forgetting:
         holders = forks_with(opened.journal, self.redaction)
         holders = [fork for fork in holders if fork.uuid not in seen]
         if holders and not cascade:
-            why = (
-                f"still hold tokens from {self.redaction.spans[0].start} on"
-                if (self.redaction.spans)
-                else "still hold messages to be forgotten"
-            )
+            what = "messages"
+            if self.redaction.spans:
+                what = f"tokens {self.redaction.spans[0].start} to {self.redaction.spans[-1].end}"
+            why = f'still holds {what} or a part of them; repeat with cascade="forks", or delete it'
             raise blocked(holders, opened.path, why)
         check_forks(holders, self.open_fork, opened.path)
         needles = take_needles(opened.journal, opened.storage, self.redaction, meta.token_bytes)

@@ -309,11 +309,15 @@ class Survivors:
                 ids = np.concatenate([ids, self._journal.tail])
             raw = np.frombuffer(encode_ids(ids, self._token_bytes), np.uint8)
             tokens = np.unique(at * BLOCK_SIZE + search.find(raw) // self._token_bytes)
-            room = max(0, _MAX_ECHOES - len(self.echoes))
-            self._note(
-                np.array([self._journal.message_at(token) for token in tokens[:room].tolist()])
-            )
+            if len(tokens):
+                self._note(self._owners(tokens))
         return search.found
+
+    def _owners(self, tokens: Indices) -> Indices:
+        """Return the rows of messages that own tokens, which ascend."""
+        first, last = (self._journal.message_at(int(token)) for token in tokens[[0, -1]])
+        starts = self._journal.messages(first, last + 1)["start"].astype(np.int64)
+        return first + np.searchsorted(starts, tokens, side="right") - 1
 
     def _in_gists(self, needles: Sequence[bytes]) -> Bools:
         search = _Search(needles)

@@ -45,10 +45,9 @@ class Memory:
             backend=self.storage,
             factory=default_plugins().resolve("storage", self.storage),
             fingerprints=Fingerprints("a" * 64, "b" * 64),
-            vocab_size=VOCAB,
             root=ROOT,
             clock=lambda: 1_000,
-            **options,
+            **({"vocab_size": VOCAB} | options),
         )
 
     @staticmethod

@@ -11,11 +11,15 @@ from megacontext_sdk.memory.lod import Span
 from megacontext_sdk.memory.needles import Needles, Survivors, take_needles
 from megacontext_sdk.memory.replay import Redaction
 from megacontext_sdk.memory.scan import files_below, scan_files
+from megacontext_sdk.plugins import default_plugins
+
+DURABLE = [name for name in ("duckdb", "filesystem") if name in default_plugins().names("storage")]
 
 
 def taken(memory, redaction):
     memory.tree.flush()
-    return take_needles(memory.journal, memory.opened.storage, redaction, 2)
+    meta = memory.opened.meta
+    return take_needles(memory.journal, memory.opened.storage, redaction, meta.token_bytes)
 
 
 def text_of(number):
@@ -162,3 +166,21 @@ def test_the_scan_finds_nearly_every_needle_while_the_content_is_there(durable):
     receipt = durable.forget(everything=True)
     assert (True, 0, ()) == (receipt.verified, receipt.hits, receipt.echoes)
     assert receipt.needles == len(found.all)
+
+
+@pytest.mark.parametrize("storage", DURABLE)
+def test_ids_of_four_bytes_are_searched_for_as_they_are_stored(make_memory, storage):
+    memory = make_memory(storage, vocab_size=100_000)
+    numbers = [memory.append(text_of(number), n_tokens=100) for number in range(20)]
+    plan = memory.plan(message_ids=numbers[5:9])
+    found = taken(memory, plan)
+    assert {32} == {len(run) for run in found.runs}
+    memory.close()
+    seen, _n_bytes = scan_files(files_below(memory.path), found.all)
+    assert seen.all()
+    memory.opened = memory.open_handle(memory.path, vocab_size=100_000)
+    memory.tree = memory.tree_over(memory.opened)
+    receipt = memory.forget(message_ids=numbers[5:9])
+    assert (True, 0) == (receipt.verified, receipt.hits)
+    assert [(500, 900)] == [(span.start, span.end) for span in receipt.spans]
+    assert (memory.ids()[500:900] == -1).all()
