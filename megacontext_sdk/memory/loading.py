@@ -345,6 +345,15 @@ class Loader:
             trust_cap=self._cap,
             progress=self._progress,
         )
+        if self._cap is None and position.chain.hex() != self._chain:
+            raise CorruptError(
+                f"{self._origin.path} changed while it was loaded. Nothing was kept; load it when "
+                "nobody writes to it",
+                path=self._origin.path,
+                where="chain",
+                offset=None,
+                have_seq=None,
+            )
         settings = {k: v for k, v in position.settings.items() if k not in _LEFT_BEHIND}
         settings["loaded_from"] = self._loaded_from()
         position = append_settings(

@@ -350,6 +350,19 @@ def test_an_interrupted_load_leaves_nothing(tmp_path, kit, bundle, error):
     assert ["a.bundle"] == [entry.name for entry in tmp_path.iterdir()]
 
 
+def test_a_bundle_that_changes_while_it_is_loaded_leaves_nothing(tmp_path, kit, bundle):
+    class Slow(kit.storage):
+        def open(self, mode, header):
+            super().open(mode, header)  # after the check, before the copy
+            raw = bundle.read_bytes()
+            bundle.write_bytes(raw.replace(b"question 29", b"answered 29"))
+
+    target = kit.target(into=tmp_path / "b.mc", factory=Slow, trust="keep")
+    with pytest.raises(CorruptError, match="changed while it was loaded"):
+        load_memory(bundle, **target)
+    assert ["a.bundle"] == [entry.name for entry in tmp_path.iterdir()]
+
+
 def test_progress_runs_to_the_last_token(tmp_path, kit, store, bundle):
     seen = []
     target = kit.target(progress=lambda *pair: seen.append(pair))

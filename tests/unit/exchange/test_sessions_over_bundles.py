@@ -6,7 +6,7 @@ from megacontext_sdk import MemorySession
 from megacontext_sdk.errors import BundleError, MegaContextError
 
 OPTIONS = {"model": "echo", "storage": "memory"}
-N_CASES = 80
+N_CASES = 50
 
 
 @pytest.fixture
