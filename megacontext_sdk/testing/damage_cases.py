@@ -122,8 +122,10 @@ class DamageCases(CrashBase):
         path, log, sizes = logged
         last, truth, rng = 20 + _LOGGED, Truth(), Random(70)
         self._set_head(path, last - 8)
-        for _ in range(150 * self.effort):
+        for number in range(150 * self.effort):
             at = rng.randrange(sizes[-9], sizes[-2])
+            if number % 3 == 0:  # where a commit begins are lengths and checksums
+                at = rng.choice(sizes[-9:-2]) + rng.randrange(48)
             damage = Damage("flip", log, at, rng.randrange(8))
             # Everything up to the newest commit was acknowledged, whatever HEAD has of it.
             self._judge(path, copies, [damage], truth, last)

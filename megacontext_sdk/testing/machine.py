@@ -31,7 +31,8 @@ __all__ = ["SessionMachine", "open_session", "plugins_of"]
 _WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "haven")
 _ROLES = ("user", "assistant", "tool", "system")
 _NAME = "conformance"
-_COSTLY_EVERY = 15  # steps between two that open, copy or rewrite a memory
+_OPEN_EVERY = 15  # steps before one that opens a memory, or copies it
+_SWITCH_EVERY = 8  # steps before one that replaces a generation
 
 
 def plugins_of(storage: str) -> Plugins:
@@ -82,9 +83,14 @@ def same_content(expected: MemorySession, found: MemorySession) -> None:
         assert same, f"gists of LOD{lod} differ"
 
 
-def _is_due(machine: SessionMachine) -> bool:
-    """Tell whether a costly step may be taken again."""
-    return machine.n_steps - machine.last_costly >= _COSTLY_EVERY
+def _may_open(machine: SessionMachine) -> bool:
+    """Tell whether a step that opens a memory may be taken again."""
+    return machine.n_steps - machine.last_costly >= _OPEN_EVERY
+
+
+def _may_switch(machine: SessionMachine) -> bool:
+    """Tell whether a step that replaces a generation may be taken again."""
+    return machine.n_steps - machine.last_costly >= _SWITCH_EVERY
 
 
 class SessionMachine(RuleBasedStateMachine):
@@ -230,7 +236,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     # --- ending and beginning ----------------------------------------------------------------
 
-    @precondition(_is_due)
+    @precondition(_may_open)
     @rule()
     def reopen(self) -> None:
         """Close and open: everything is there."""
@@ -239,7 +245,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.session = open_session(self.path, self.plugins)
         self.costly()
 
-    @precondition(_is_due)
+    @precondition(_may_open)
     @rule()
     def crash(self) -> None:
         """Go on with a copy of the files as they are now, as after a crash."""
@@ -264,7 +270,7 @@ class SessionMachine(RuleBasedStateMachine):
         assert (expected.n_tokens, len(self.said)) == (found.n_tokens, len(self.said))
         self.snaps[name] = len(self.said)
 
-    @precondition(lambda self: self.snaps and _is_due(self))
+    @precondition(lambda self: self.snaps and _may_switch(self))
     @rule(data=st.data())
     def restore(self, data: st.DataObject) -> None:
         """Go back to a named place; later names are gone."""
@@ -282,7 +288,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.keys = {key: kept for key, kept in self.keys.items() if kept[1].span.end <= end}
         self.costly()
 
-    @precondition(_is_due)
+    @precondition(_may_open)
     @rule(n_words=st.integers(1, 30))
     def fork(self, n_words: int) -> None:
         """A fork has everything; what it appends is its own."""
@@ -297,7 +303,7 @@ class SessionMachine(RuleBasedStateMachine):
         shutil.rmtree(path)
         self.costly()
 
-    @precondition(lambda self: _is_due(self) and self.forgettable())
+    @precondition(lambda self: _may_switch(self) and self.forgettable())
     @rule(data=st.data())
     def forget(self, data: st.DataObject) -> None:
         """Forget one or two messages: they are empty everywhere, and the rest stays."""
@@ -322,7 +328,7 @@ class SessionMachine(RuleBasedStateMachine):
         """Tell whether there is a message left to forget."""
         return any(not said.is_forgotten for said in self.said)
 
-    @precondition(_is_due)
+    @precondition(_may_switch)
     @rule()
     def rebuild(self) -> None:
         """Making the gists again makes the same gists."""

@@ -36,6 +36,7 @@ def modules():
         "megacontext_sdk",
         "megacontext_sdk.records",
         "megacontext_sdk.hookspecs",
+        "megacontext_sdk._pytest",
         *sorted(ours),
     ]
 
