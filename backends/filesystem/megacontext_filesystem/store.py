@@ -59,6 +59,7 @@ logger = logging.getLogger(__name__)
 _SEAL_BYTES = 64 * 2**20
 _SEAL_FRAMES = 32_768  # so that reopening a log of tiny commits stays quick
 _FLUSH_SEAL_BYTES = 4 * 2**20
+_SEALED_PER_LOG = 4  # a flush of a large memory seals later: fewer and larger segments
 
 
 class FilesystemStorage(Storage):
@@ -249,7 +250,9 @@ class FilesystemStorage(Storage):
         view = self._writable()
         if view.log.flushed < view.log.size:
             view.log.sync(self._disk)
-        if view.log.size >= _FLUSH_SEAL_BYTES:
+        sealed = sum(info.payload for info in view.manifest.segments)
+        due = max(_FLUSH_SEAL_BYTES, min(self._seal_at, sealed // _SEALED_PER_LOG))
+        if view.log.size >= due:
             self._seal(view)
             self._disk.check()
 

@@ -87,9 +87,12 @@ class Table:
         self._page_bases = np.cumsum(pages) - pages
         total = int(pages.sum())
         self._checked = np.zeros(total, np.uint8)
-        self._is_checked = False  # every page of it; saves looking
+        # Pages whose successor was checked as well: a row that starts there needs no second look.
+        self._paired = np.zeros(total, np.bool_)
         if checked is not None:
             self._checked[: len(checked)] = checked
+            for index in range(len(infos)):
+                self._pair(index)
 
     def extended(self, segment: Segment) -> Table:
         """Return the table with one more segment."""
@@ -109,55 +112,96 @@ class Table:
         if not len(ids):
             return parts
         if len(self.segments) == 1:
-            self._take(0, ids, strides, parts)
+            is_checked = self._are_checked(ids, strides[0])
+            self._take(0, ids, strides, parts, is_checked=is_checked)
             return parts
         # Sorted, the rows of a segment lie together: one call per segment and column.
         order = ids.argsort()
         ascending = ids[order]
+        is_checked = self._are_checked(ascending, strides[0])
         cuts = [*ascending.searchsorted(self.starts).tolist(), len(ids)]
         for index in range(len(self.segments)):
             first, stop = cuts[index], cuts[index + 1]
             if first < stop:
                 outs = [part[first:stop] for part in parts]
-                self._take(index, ascending[first:stop], strides, outs)
+                self._take(index, ascending[first:stop], strides, outs, is_checked=is_checked)
         found = []
         for part in parts:
             found.append(np.empty_like(part))
             found[-1][order] = part
         return found
 
+    def _are_checked(self, ids: Indices, stride: int) -> bool:
+        """Tell whether the pages of rows were checked before, for all segments at once."""
+        if stride > PAGE:
+            return False
+        which = self.starts.searchsorted(ids, "right") - 1
+        pages = self._page_bases[which] + (ids - self.starts[which]) * stride // PAGE
+        return bool(self._paired[pages].all())
+
     def _take(
-        self, index: int, ids: Indices, strides: Sequence[int], outs: Sequence[Bytes2D]
+        self,
+        index: int,
+        ids: Indices,
+        strides: Sequence[int],
+        outs: Sequence[Bytes2D],
+        *,
+        is_checked: bool,
     ) -> None:
         """Copy rows of one segment."""
         segment = self.segments[index]
         n_rows, base, at = segment.info.rows, 0, ids - segment.info.first
         data = self._pool.data(segment)
+        if not is_checked:
+            self._check(index, at, strides)
         for stride, out in zip(strides, outs, strict=True):
-            if not self._is_checked:
-                self._check(index, base + at * stride, stride)
             column = data[base : base + n_rows * stride].reshape(n_rows, stride)
             # Numbers were checked; "clip" lets numpy write to `out` without a copy between.
             column.take(at, axis=0, out=out, mode="clip")
             base += n_rows * stride
 
-    def _check(self, index: int, offsets: Indices, stride: int) -> None:
-        """Check the pages of rows of one segment that were never checked."""
-        base = int(self._page_bases[index])
-        first, last = base + offsets // PAGE, base + (offsets + stride - 1) // PAGE
-        if stride <= PAGE and self._checked[first].all() and self._checked[last].all():
-            return
-        touched = [np.minimum(first + at, last) for at in range(stride // PAGE + 2)]
-        pages = np.unique(np.concatenate(touched))
-        self._check_pages(index, pages[self._checked[pages] == 0].tolist())
+    def _check(self, index: int, at: Indices, strides: Sequence[int]) -> None:
+        """Check the pages of rows of one segment, and neighbours that later rows will need.
+
+        Raises:
+            CorruptError: a page that these rows need does not match its checksum.
+        """
+        info = self.segments[index].info
+        base, end, column = int(self._page_bases[index]), n_pages(info.payload), 0
+        needed: list[Indices] = []
+        for stride in strides:
+            starts = column + at * stride
+            first, last = starts // PAGE, (starts + stride - 1) // PAGE
+            needed += [np.minimum(first + step, last) for step in range(stride // PAGE + 2)]
+            column += info.rows * stride
+        pages = np.unique(np.concatenate(needed))
+        self._check_pages(index, base + pages[self._checked[base + pages] == 0])
+        after = np.concatenate([np.minimum(pages + 1, end - 1), self._trailing(index)])
+        for page in np.unique(after[self._checked[base + after] == 0]).tolist():
+            segment = self.segments[index]
+            self._checked[base + page] = segment.is_page_good(self._pool.data(segment), page)
+        self._pair(index)
+
+    def _trailing(self, index: int) -> Indices:
+        """Return the pages of what follows the rows of a segment: a byte of trust per row."""
+        info = self.segments[index].info
+        return np.arange(info.rows * info.stride // PAGE, n_pages(info.payload), dtype=np.int64)
+
+    def _pair(self, index: int) -> None:
+        """Note which pages need no second look; none as long as the trailing ones do."""
+        info, base = self.segments[index].info, int(self._page_bases[index])
+        end = base + n_pages(info.payload)
+        checked = self._checked[base:end] != 0
+        if checked[self._trailing(index)].all():
+            self._paired[base : end - 1] = checked[:-1] & checked[1:]
+            self._paired[end - 1] = checked[-1]
 
     def _check_pages(self, index: int, pages: Iterable[int]) -> None:
         segment, base = self.segments[index], int(self._page_bases[index])
         data = self._pool.data(segment)
         for page in pages:
-            segment.check_page(data, page - base)
+            segment.check_page(data, int(page) - base)
             self._checked[page] = 1  # only ever set, so threads need no lock
-        self._is_checked = bool(self._checked.all())
 
     def _check_range(self, index: int, start: int, stop: int) -> None:
         """Check the pages of payload bytes `[start, stop)` of one segment."""

@@ -44,6 +44,7 @@ def oracle():
 def eager(monkeypatch):
     """Seal at every flush, however little there is."""
     monkeypatch.setattr(store_module, "_FLUSH_SEAL_BYTES", 1)
+    monkeypatch.setattr(store_module, "_SEALED_PER_LOG", 10**9)
 
 
 @pytest.fixture

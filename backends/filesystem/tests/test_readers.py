@@ -105,9 +105,8 @@ def test_an_unfinished_frame_is_no_damage_and_shows_when_it_is_whole(
     assert contents(store) == contents(reader)
 
 
-def test_a_log_that_vanished_was_sealed(opened, oracle, monkeypatch, contents):
+def test_a_log_that_vanished_was_sealed(opened, oracle, monkeypatch, contents, eager):
     """The writer seals between the reader's look at the manifest and its look at the log."""
-    monkeypatch.setattr(store_module, "_FLUSH_SEAL_BYTES", 1)
     store = opened("create")
     store.commit(oracle.batch(40))
     original = opening.manifests.read_manifest
@@ -129,8 +128,7 @@ def test_a_log_that_vanished_was_sealed(opened, oracle, monkeypatch, contents):
         opened("read")
 
 
-def test_what_a_reader_held_stays_readable_after_seals(opened, oracle, monkeypatch, contents):
-    monkeypatch.setattr(store_module, "_FLUSH_SEAL_BYTES", 1)
+def test_what_a_reader_held_stays_readable_after_seals(opened, oracle, contents, eager):
     store = opened("create")
     store.commit(oracle.batch(100, n_messages=3))
     store.put_gists(oracle.gists(0, 3))

@@ -376,3 +376,18 @@ def test_a_log_that_no_manifest_names_is_damage_if_it_holds_something(filled, op
     with pytest.raises(CorruptError, match="no manifest"):
         opened("write")
     assert (folder / "log-000009.mcl").exists()
+
+
+def test_damaged_trust_is_noticed_however_often_the_rows_were_read(opened, oracle, eager, folder):
+    store = opened("create")
+    store.commit(oracle.batch(32 * 20_000))
+    store.put_gists(oracle.gists(0, 20_000, row_bytes=8))
+    store.flush()
+    store.close()
+    path = folder / "gist-v0-l1-000000000000000.mcs"
+    flip(path, 64 + 20_000 * 9 - 1)  # the trust of the last row, on a page of its own
+    store = opened("read")
+    for _ in range(3):
+        assert [0, 1] == store.read_gists(0, 1, np.array([0, 1])).trust.tolist()
+        with pytest.raises(CorruptError):
+            store.read_gists(0, 1, np.array([0, 19_999]))
