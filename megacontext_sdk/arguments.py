@@ -15,7 +15,15 @@ from megacontext_sdk.errors import ConfigError, shown
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["check_bounds", "check_count", "check_flags", "check_messages", "check_sampling"]
+__all__ = [
+    "check_bounds",
+    "check_count",
+    "check_flags",
+    "check_messages",
+    "check_progress",
+    "check_sampling",
+    "check_timeout",
+]
 
 _LEAST_SHARE = 1e-9  # of probability: a top_p of 0 leaves nothing to draw from
 
@@ -42,6 +50,26 @@ def check_flags(**flags: object) -> None:
         if not isinstance(value, bool):
             message = f"{name}={shown(value)} must be True or False"
             raise ConfigError(message, field=name, value=value)
+
+
+def check_progress(progress: object) -> None:
+    """Check that whoever wants to know of progress can be called.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if progress is not None and not callable(progress):
+        message = f"progress={shown(progress)} cannot be called; give a function of (done, total)"
+        raise ConfigError(message, field="progress", value=type(progress).__name__)
+
+
+def check_timeout(timeout: object) -> float | None:
+    """Return seconds to wait, None for no wait.
+
+    Raises:
+        ConfigError: no number, or none from 0 to a day.
+    """
+    return None if timeout is None else _number("timeout", timeout, 0.0, 86_400.0)
 
 
 def check_bounds(start: object, stop: object, field: str) -> slice:

@@ -31,8 +31,7 @@ from megacontext_sdk.memory.tree import MegaContextTree
 from megacontext_sdk.memory.vault import Fingerprints, open_memory
 from megacontext_sdk.messages import ChatFormat
 from megacontext_sdk.parts import Parts, saved_layout
-from megacontext_sdk.plugins import Plugins, default_plugins
-from megacontext_sdk.providers import Providers, open_model
+from megacontext_sdk.providers import Providers, checked_plugins, open_model
 from megacontext_sdk.runtime.scribe import Scribe
 from megacontext_sdk.runtime.state import SessionState
 from megacontext_sdk.runtime.tree_rows import TreeRows
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from megacontext_sdk.contracts.model import ModelAdapter
     from megacontext_sdk.events import Telemetry
     from megacontext_sdk.memory.vault import OpenedMemory
+    from megacontext_sdk.plugins import Plugins
     from megacontext_sdk.providers import ModelLease
 
 __all__ = ["Wiring", "assemble", "assemble_over", "finish", "wire"]
@@ -65,14 +65,11 @@ def wire(
     read_only: bool = False,
 ) -> Wiring:
     """Resolve providers and open the model; whoever asked releases the lease."""
-    plugins = default_plugins() if plugins is None else plugins
-    if not isinstance(plugins, Plugins):
-        message = f"plugins is a {type(plugins).__name__}; give Plugins.load(...), or nothing"
-        raise ConfigError(message, field="plugins", value=type(plugins).__name__)
+    catalogue = checked_plugins(plugins)
     resolved = _settings(config, settings)
-    lease = open_model(plugins, model)
+    lease = open_model(catalogue, model)
     try:
-        providers = Providers.take(plugins, resolved, storage=storage, focus=focus, gist=gist)
+        providers = Providers.take(catalogue, resolved, storage=storage, focus=focus, gist=gist)
         providers.check()
     except BaseException:
         lease.release()

@@ -11,7 +11,7 @@ import os
 from time import perf_counter
 from typing import TYPE_CHECKING, Self, cast
 
-from megacontext_sdk.arguments import check_flags
+from megacontext_sdk.arguments import check_flags, check_progress
 from megacontext_sdk.assembly import assemble_over
 from megacontext_sdk.errors import ConfigError, StorageError, shown
 from megacontext_sdk.memory.forgetting import forget, plan_forget
@@ -332,6 +332,7 @@ class Keeping:
             ...     session.rebuild().encoded
             0
         """
+        check_progress(progress)
         start = perf_counter()
         with self._writing():
             parts = self._parts
@@ -378,6 +379,7 @@ class Keeping:
             ...     session.verify().is_sound
             True
         """
+        check_progress(progress)
         with self._reading():
             return scrub_memory(self._parts.memory, progress=progress)
 

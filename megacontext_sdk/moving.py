@@ -9,9 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Self, cast
 
-from megacontext_sdk.arguments import check_count, check_flags
+from megacontext_sdk.arguments import (
+    check_count,
+    check_flags,
+    check_progress,
+    check_timeout,
+)
 from megacontext_sdk.assembly import finish, wire
 from megacontext_sdk.errors import ConfigError, SessionNotFoundError, StorageError, shown
 from megacontext_sdk.memory.bundle import write_bundle
@@ -27,7 +32,7 @@ from megacontext_sdk.memory.transcript_file import write_transcript
 from megacontext_sdk.memory.vault import open_memory
 from megacontext_sdk.messages import ChatFormat, load_messages
 from megacontext_sdk.messages.transcript import read_transcript
-from megacontext_sdk.plugins import default_plugins
+from megacontext_sdk.providers import checked_plugins, storage_factory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -111,6 +116,7 @@ class Moving:
         if not isinstance(format, str) or format not in _FORMATS:
             message = f"format={shown(format)} is unknown; use 'bundle' or 'jsonl'"
             raise ConfigError(message, field="format", value=shown(format))
+        check_progress(progress)
         place = check_location(path)
         if os.path.lexists(place):
             message = f"{place} exists already; choose another path, or remove it first"
@@ -194,6 +200,7 @@ class Moving:
             StorageError: the new memory could not be written.
         """
         check_flags(retokenize=retokenize)
+        check_progress(progress)
         if trust is not None and trust != "keep":
             message = f"trust={shown(trust)} is unknown; use 'keep', or leave it out"
             raise ConfigError(message, field="trust", value=shown(trust))
@@ -254,12 +261,13 @@ class Moving:
             >>> folder.cleanup()
         """
         check_flags(dry_run=dry_run)
-        catalogue = default_plugins() if plugins is None else plugins
+        check_progress(progress)
+        catalogue = checked_plugins(plugins)
         return recover_memory(
             path,
-            factory_of=lambda name: cast("Any", catalogue.resolve("storage", name)),
+            factory_of=lambda name: storage_factory(catalogue, name),
             dry_run=dry_run,
-            timeout=timeout,
+            timeout=check_timeout(timeout),
             progress=progress,
         )
 
@@ -291,8 +299,9 @@ class Moving:
             StorageError: it cannot be read.
         """
         if bytes_per_second is not None:
-            check_count("bytes_per_second", bytes_per_second)
-        catalogue = default_plugins() if plugins is None else plugins
+            check_count("bytes_per_second", bytes_per_second, 2**63 - 1)
+        check_progress(progress)
+        catalogue = checked_plugins(plugins)
         directory = check_location(path)
         meta = read_meta(directory) if check_directory(directory) else None
         if meta is None:
@@ -301,12 +310,12 @@ class Moving:
         memory = open_memory(
             directory,
             backend=meta.backend,
-            factory=cast("Any", catalogue.resolve("storage", meta.backend)),
+            factory=storage_factory(catalogue, meta.backend),
             fingerprints=Fingerprints(base=meta.base_fp, tokenizer=meta.tokenizer_fp),
             vocab_size=2,  # only a new memory asks
             read_only=True,
             create=False,
-            timeout=timeout,
+            timeout=check_timeout(timeout),
         )
         try:
             return scrub_memory(memory, progress=progress, bytes_per_second=bytes_per_second)

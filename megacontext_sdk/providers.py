@@ -18,8 +18,10 @@ from megacontext_sdk.contracts.gist import GistEncoder
 from megacontext_sdk.contracts.model import ModelAdapter
 from megacontext_sdk.contracts.storage import NO_OPTIONS
 from megacontext_sdk.contracts.telemetry import TelemetrySink
-from megacontext_sdk.errors import ConfigError, ModelError
+from megacontext_sdk.errors import ConfigError, ModelError, StorageError
 from megacontext_sdk.events import Telemetry
+from megacontext_sdk.memory.guarded import guarded
+from megacontext_sdk.plugins import Plugins, default_plugins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,10 +33,16 @@ if TYPE_CHECKING:
     from megacontext_sdk.contracts.runtime import RuntimeLoop
     from megacontext_sdk.contracts.storage import Storage
     from megacontext_sdk.events import Event
-    from megacontext_sdk.plugins import Plugins
     from megacontext_sdk.runtime.state import SessionState
 
-__all__ = ["ENCODER_SETTING", "ModelLease", "Providers", "open_model"]
+__all__ = [
+    "ENCODER_SETTING",
+    "ModelLease",
+    "Providers",
+    "checked_plugins",
+    "open_model",
+    "storage_factory",
+]
 
 ENCODER_SETTING = "encoder"
 """Key of a memory's settings: name of the gist encoder that `rebuild` chose for it."""
@@ -69,6 +77,30 @@ class ModelLease:
         self._n_users -= 1
         if self._n_users == 0 and self.is_owned:
             self.adapter.close()
+
+
+def checked_plugins(plugins: object) -> Plugins:
+    """Return the plugins to use, the installed ones if none were given.
+
+    Raises:
+        ConfigError: something else than plugins.
+    """
+    if plugins is None:
+        return default_plugins()
+    if isinstance(plugins, Plugins):
+        return plugins
+    message = f"plugins is a {type(plugins).__name__}; give Plugins.load(...), or nothing"
+    raise ConfigError(message, field="plugins", value=type(plugins).__name__)
+
+
+def storage_factory(plugins: Plugins, name: str) -> Callable[..., Any]:
+    """Return the factory of a backend's stores: each is guarded, since they are foreign code.
+
+    Raises:
+        UnknownProviderError: nobody offers the name.
+    """
+    provider = plugins.find("storage", name)
+    return guarded(cast("Any", provider.load()), lambda: provider.guard(StorageError))
 
 
 def open_model(plugins: Plugins, model: object) -> ModelLease:
@@ -199,7 +231,7 @@ class Providers:
 
     def store_factory(self, name: str | None = None) -> Callable[..., Any]:
         """Return the factory of the stores of a backend, by default of the one in use."""
-        return self.plugins.resolve("storage", name or self.storage)
+        return storage_factory(self.plugins, name or self.storage)
 
     @property
     def is_local(self) -> bool:

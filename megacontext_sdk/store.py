@@ -28,7 +28,7 @@ from megacontext_sdk.memory.paths import (
     check_parent,
     translated,
 )
-from megacontext_sdk.plugins import default_plugins
+from megacontext_sdk.plugins import Plugins, default_plugins
 from megacontext_sdk.session import MemorySession
 from megacontext_sdk.snapshots import check_name
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from megacontext_sdk.contracts.storage import Storage
-    from megacontext_sdk.plugins import Plugins
 
 __all__ = ["MemoryStore"]
 
@@ -111,8 +110,9 @@ class MemoryStore:
         if "path" in given:
             message = "a store chooses the directory itself; leave out path"
             raise ConfigError(message, field="path", value=shown(given["path"]))
-        plugins: Plugins = given.get("plugins") or default_plugins()
-        _check_storage(plugins, given.get("storage"))
+        plugins = given.get("plugins")
+        if plugins is None or isinstance(plugins, Plugins):  # opening refuses anything else
+            _check_storage(plugins or default_plugins(), given.get("storage"))
         is_new = given.get("create", True) is True and given.get("read_only", False) is False
         folder = self._folder(create=is_new)
         path = folder / (_directory_name(checked) + _MEMORY)
@@ -171,7 +171,8 @@ class MemoryStore:
         """Return the folder of the namespace; parts differ in case only by their hashes."""
         folder = self._root
         for part in self._namespace:
-            check_parent(folder) if create else None
+            if create:
+                check_parent(folder)
             folder /= _directory_name(part)
             with translated(folder):
                 _enter_namespace(folder, part, create=create)

@@ -81,12 +81,11 @@ def fork(
     storage: Storage = None,
 ) -> None:
     """Make an independent copy of a memory, or of its beginning; shares bytes where it can."""
-    place = int(at) if at is not None and at.isdecimal() else at
-    with (
-        open_session(path, model, storage) as session,
-        session.fork(target, at=place) as copy,
-    ):
-        n_tokens = copy.stats().n_tokens
+    with open_session(path, model, storage) as session:
+        is_name = at is None or at in {one.name for one in session.snapshots()}
+        place = int(at) if not is_name and at is not None and at.isdecimal() else at
+        with session.fork(target, at=place) as copy:
+            n_tokens = copy.stats().n_tokens
     Console().print(f"{n_tokens:,} tokens in {target}", markup=False, highlight=False)
 
 

@@ -105,7 +105,8 @@ def keeping(session: MemorySession) -> str:
     with session.fork("plan-b.mc", at="before") as fork:
         receipt: Receipt = fork.forget(where={"source": "mail"}, dry_run=True)
     exported: Exported = session.export("notes.bundle", format="bundle")
-    rebuilt: Rebuilt = session.rebuild(gist="mean", progress=lambda done, total: print(done, total))
+    seen: list[tuple[int, int]] = []
+    rebuilt: Rebuilt = session.rebuild(progress=lambda *done: seen.append(done))
     report: ScrubReport = session.verify()
     recovery: Recovery = MemorySession.recover("notes.mc", dry_run=True)
     copy: MemorySession = MemorySession.load(exported.path, into="copy.mc", w_max=896)

@@ -299,3 +299,36 @@ def test_an_open_memory_is_not_recovered(disk):
 def test_what_is_no_memory_is_not_recovered(tmp_path):
     with pytest.raises(errors.SessionNotFoundError):
         MemorySession.recover(tmp_path / "none.mc")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("progress", value) for value in (1, "yes", [], True)),
+        *(("timeout", value) for value in ("1", -1, float("nan"), True, [])),
+        *(("plugins", value) for value in ("duckdb", [], 7)),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(disk, field, value):
+    disk.open().close()
+    for call in (MemorySession.recover, MemorySession.scrub):
+        with pytest.raises(errors.ConfigError) as caught:
+            call(disk.path(), **{field: value})
+        assert field == caught.value.field
+    if field == "progress":
+        with disk.open() as session:
+            for ask in (session.rebuild, session.verify):
+                with pytest.raises(errors.ConfigError):
+                    ask(progress=value)
+
+
+def test_scrubbing_needs_no_model(disk, fill):
+    with disk.open() as session:
+        fill(session, 20)
+        commits = session._parts.journal.seq
+    report = MemorySession.scrub(disk.path(), bytes_per_second=10**9)
+    assert (True, commits, str(disk.path())) == (report.is_sound, report.commits, report.path)
+    with pytest.raises(errors.SessionNotFoundError):
+        MemorySession.scrub(disk.folder / "none.mc")
+    with pytest.raises(errors.ConfigError):
+        MemorySession.scrub(disk.path(), bytes_per_second=0)

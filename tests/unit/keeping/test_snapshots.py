@@ -235,6 +235,28 @@ def test_a_session_that_cannot_be_renewed_is_failed_and_the_memory_is_whole(
         assert text == again[:]
 
 
+def test_a_restore_that_fails_once_it_is_in_force_ends_the_handle(disk, fill, monkeypatch):
+    session = disk.open()
+    fill(session, 10)
+    session.snapshot("here")
+    text = session[:]
+    fill(session, 10)
+
+    def fail(*arguments, **keywords):
+        raise errors.StorageError("no")
+
+    monkeypatch.setattr("megacontext_sdk.memory.generation_switch.start_journal", fail)
+    with pytest.raises(errors.StorageError, match="no"):
+        session.restore("here")
+    monkeypatch.undo()
+    with pytest.raises(errors.SessionClosedError):
+        session.append("no")
+    with pytest.raises(errors.SessionClosedError):
+        session.close()
+    with disk.open() as again:
+        assert text == again[:]
+
+
 def test_reading_only_takes_no_snapshot(disk, fill):
     with disk.open() as session:
         fill(session, 1)

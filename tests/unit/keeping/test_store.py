@@ -111,6 +111,12 @@ def test_a_store_chooses_the_directory(store, tmp_path):
     assert "path" == caught.value.field
 
 
+@pytest.mark.parametrize("arguments", [{"plugins": "x"}, {"storage": 7}, {"colour": "red"}])
+def test_what_open_refuses_is_refused(store, arguments):
+    with pytest.raises(errors.ConfigError):
+        store().session("alice", **arguments)
+
+
 def test_a_storage_that_keeps_nothing_is_refused(store):
     with pytest.raises(errors.ConfigError) as caught:
         store(storage="memory").session("alice")
@@ -258,7 +264,7 @@ def test_row17_two_tenants_never_meet(store, fill):
     chance = random.Random(17)
     owners = {"acme": {}, "Acme": {}}
     names = ["alice", "Alice", "ALICE", "bob", "con", *("../alice", "alice/", "", "*")]
-    for step in range(400):
+    for step in range(1_000):
         tenant = chance.choice(list(owners))
         memories, own = owners[tenant], store(tenant)
         name, call = chance.choice(names), chance.choice(("say", "look", "list", "delete"))
