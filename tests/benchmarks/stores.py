@@ -339,7 +339,10 @@ def _many_writers(workshop: Workshop, backend: str) -> Figure:
                 took = seconds(lambda: list(pool.map(work, range(n_threads))))
             return n_threads * n / took
 
-        alone, together = in_turn(3, lambda: commits_per_second(1), lambda: commits_per_second(8))
+        rounds = min(3, workshop.scale.rounds)
+        alone, together = in_turn(
+            rounds, lambda: commits_per_second(1), lambda: commits_per_second(8)
+        )
     return measured(
         f"commits_8_threads_vs_1.{backend}",
         _ratio(together, alone),

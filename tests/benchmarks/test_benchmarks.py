@@ -96,6 +96,14 @@ def test_table_and_picture_take_any_figures(tmp_path):
     json.dumps([figure.to_json("m", "d") for figure in figures])
 
 
+def test_a_figure_says_of_what_it_is_the_sum():
+    figure = Figure(
+        name="bytes_per_token", value=5.5, baseline="x", parts={"ids": 2.0, "text": 3.5}
+    )
+    assert {"ids": 2.0, "text": 3.5} == figure.to_json("m", "d")["parts"]
+    assert "parts" not in measured("audit_kl", 1.0, "x").to_json("m", "d")
+
+
 def test_two_sides_run_in_turn_and_change_their_order():
     calls = []
     results = in_turn(2, lambda: calls.append("a") or 1.0, lambda: calls.append("b") or 2.0)
@@ -121,7 +129,7 @@ def test_the_page_shows_full_figures_between_its_marks():
     page = replaced(f"a {BEGIN} old {END} z", figures_block(results, ["a note", "  detail"]))
     assert page.startswith(f"a {BEGIN}\n")
     assert page.endswith(f"{END} z")
-    assert "| `bytes_per_token` | 26.1 | B/token | parts |" in page
+    assert "| `bytes_per_token` | 26.1 | B/token | parts; required: ≤ 17 |" in page
     assert "| `evidence_512` | not measured | share | no data |" in page
     assert "- a note" in page
     assert "old" not in page
