@@ -164,7 +164,7 @@ class Keeping:
         """Make an independent copy of this memory, or of a part from its beginning, and open it.
 
         The copy shares bytes where the storage can, and the model; appends to one are never seen
-        in the other. This memory remembers that there is a fork, so that `forget` can name it.
+        in the other. A memory on disk remembers that there is a fork, so that `forget` can name it.
 
         Args:
             path: a directory that does not exist yet; None for a memory in this process.
@@ -275,8 +275,8 @@ class Keeping:
             >>> with MemorySession.open(None, model="echo", storage="memory") as session:
             ...     receipt = session.append("The gate code is 4711.", source="mail")
             ...     receipt = session.forget(where={"source": "mail"})
-            ...     receipt.messages, session.search("gate code")
-            ((0,), [])
+            ...     receipt.tokens, receipt.verified, session.search("gate code")
+            (25, True, [])
         """
         check_flags(dry_run=dry_run, everything=everything)
         with self._reading() if dry_run else self._writing():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -66,16 +67,20 @@ class ModelLease:
     name: str
     is_owned: bool
     _n_users: int = 1
+    _counting: Lock = attrs.field(factory=Lock, init=False)
 
     def share(self) -> ModelLease:
         """Count one more session."""
-        self._n_users += 1
+        with self._counting:
+            self._n_users += 1
         return self
 
     def release(self) -> None:
         """Count one session less; close the model after the last."""
-        self._n_users -= 1
-        if self._n_users == 0 and self.is_owned:
+        with self._counting:
+            self._n_users -= 1
+            is_last = self._n_users == 0
+        if is_last and self.is_owned:
             self.adapter.close()
 
 
