@@ -171,10 +171,10 @@ def seal(disk: CarefulDisk, folder: Path, view: View, pool: MapPool) -> View:
             )
             manifests.publish(disk, folder, manifest)
             disk.sync_directory(folder)
-        except OSError as error:
+        except BaseException as error:
             if log is not None:
                 log.close()
-            if error.errno in FULL and disk.failure is None:
+            if isinstance(error, OSError) and error.errno in FULL and disk.failure is None:
                 _remove(disk, made)
             raise
     tables = make_tables(folder, pool, manifest.segments, view.tables)
