@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 __all__ = ["Keeping"]
 
 _FORKS = "forks"
-_CARRIED = ("encoders", ENCODER_SETTING, _FORKS, "exports", "receipts")
+_EXPORTS = "exports"
+_CARRIED = ("encoders", ENCODER_SETTING, _FORKS, _EXPORTS, "receipts")
 """Settings that outlive a restore: what was done since cannot be undone, or still serves."""
 
 
@@ -132,6 +133,8 @@ class Keeping:
             carried = {key: settings[key] for key in _CARRIED if key in settings}
             kept = [one for one in list_snapshots(settings) if one.seq <= found.seq]
             carried[SNAPSHOTS] = packed(tuple(kept))
+            for key in (_FORKS, _EXPORTS):
+                carried[key] = _cut_back(carried.get(key), found)
 
             def build(source: Storage, target: Storage) -> None:
                 token_bytes = memory.meta.token_bytes
@@ -146,7 +149,7 @@ class Keeping:
                 append_settings(
                     target,
                     position,
-                    {**position.settings, **carried},
+                    {k: v for k, v in {**position.settings, **carried}.items() if v},
                     token_bytes=token_bytes,
                     ts_us=memory.clock(),
                 )
@@ -392,6 +395,16 @@ class Keeping:
         except BaseException as error:
             self._fail(error)
             raise
+
+
+def _cut_back(register: object, to: Snapshot) -> list[dict[str, object]]:
+    """Return forks or exports with what they still share with a memory that is cut back."""
+    limits = {"seq": to.seq, "n_tokens": to.n_tokens}
+    notes = cast("list[dict[str, int]]", register or [])
+    return [
+        {key: min(value, limits[key]) if key in limits else value for key, value in note.items()}
+        for note in notes
+    ]
 
 
 def _quiet(_done: int, _total: int) -> None:

@@ -235,6 +235,26 @@ def test_forks_stand_in_the_way_unless_they_forget_too(disk, fill):
         assert [] == files_with(fork, b"XK7-4711-ZQ")
 
 
+def test_what_followed_a_restore_is_in_no_fork_or_export_made_before(disk, fill, tmp_path):
+    with disk.open() as session:
+        told = session.append("Both know this.")
+        session.snapshot("here")
+        fill(session, 10)
+        session.fork(disk.path("b.mc")).close()
+        session.export(tmp_path / "out.bundle")
+        session.restore("here")
+        receipt = session.append(SECRET)
+        gone = session.forget(message_ids=receipt.message_ids)
+        assert (True, (), ()) == (gone.verified, gone.forks, gone.exports)
+        with pytest.raises(errors.ForgetBlockedError):
+            session.forget(message_ids=told.message_ids)
+        gone = session.forget(message_ids=told.message_ids, cascade="forks")
+        assert (str(tmp_path / "out.bundle"),) == gone.exports
+    with disk.open("b.mc") as fork:
+        assert "Both know" not in fork[:]
+        assert "Anna7" in fork[:]
+
+
 def test_exports_are_named(told, tmp_path):
     session, receipt = told
     session.export(tmp_path / "out.bundle")
