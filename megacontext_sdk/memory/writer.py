@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megacontext_sdk.contracts.storage import COMMIT, MESSAGE, Batch
-from megacontext_sdk.errors import SessionClosedError, StorageFullError
+from megacontext_sdk.errors import MegaContextError, SessionClosedError, StorageFullError
 from megacontext_sdk.memory.chain import encode_ids
 from megacontext_sdk.memory.lod import BLOCK_SIZE
 
@@ -58,10 +58,16 @@ class Guard:
         self.flushed = flushed
 
 
+def _named(cause: BaseException) -> str:
+    """Say what happened; the text of a foreign error may quote what was written."""
+    kind = type(cause).__name__
+    return f"{kind}: {cause}" if isinstance(cause, MegaContextError) else kind
+
+
 def failed(cause: BaseException, path: str) -> SessionClosedError:
     """Return the error of a handle that a failed write has made useless."""
     error = SessionClosedError(
-        f"the memory cannot be written any more ({type(cause).__name__}: {cause}). Everything "
+        f"the memory cannot be written any more ({_named(cause)}). Everything "
         "acknowledged is kept: close it and open it again",
         reason="failed",
         path=path,

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DuckDBStorage"]
 
+_WIDTH = "SELECT octet_length(data), page FROM m.mc_block LIMIT 1"  # older tables have no page
 _STASH_BYTES = 8 * 2**20
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
@@ -210,7 +211,7 @@ class DuckDBStorage(Storage):
             blocks = cursor.execute("SELECT count(*) FROM m.mc_block").fetchone()
             messages = cursor.execute("SELECT count(*) FROM m.mc_message").fetchone()
             counts = cursor.execute(tables.GIST_COUNTS).fetchall()
-            width = cursor.execute("SELECT octet_length(data) FROM m.mc_block LIMIT 1").fetchone()
+            width = cursor.execute(_WIDTH).fetchone()
         if width is not None and width[0] != self._block_bytes:
             raise self._corrupt(f"has blocks of {width[0]} bytes, not {self._block_bytes}")
         self._gist_counts = {(version, lod): count for version, lod, count in counts}

@@ -71,7 +71,7 @@ def test_row23_a_closed_session_refuses_every_call(closed):
 def test_row23_the_table_of_calls_is_every_public_call(quick):
     public = {name for name in dir(type(quick)) if not name.startswith("_")}
     on_focus = {name for name in dir(type(quick.focus)) if not name.startswith("_")}
-    made_or_asked = {"open", "close", "path", "focus", "load", "recover", "export"}
+    made_or_asked = {"open", "close", "path", "focus", "load", "recover", "scrub", "export"}
     assert set() == (public | on_focus) - made_or_asked - set(CALLS)
 
 
