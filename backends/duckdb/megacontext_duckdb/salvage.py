@@ -1,9 +1,9 @@
 """What can still be read of a database that the engine refuses, on a copy of it.
 
-Three things are tried, each undoing one kind of damage: a header put back from its twin or from an
-empty database, the log cut where the engine still replays it, and the commits cut where their rows
-can still be read. The memory's own files are only copied. Whether what is shown is what was
-written is for core to check, commit by commit.
+Three things are tried, each undoing one kind of damage: a header put right by its checksum, or put
+back from its twin or from an empty database, the log cut where the engine still replays it, and the
+commits cut where their rows can still be read. The memory's own files are only copied. Whether what
+is shown is what was written is for core to check, commit by commit.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from megacontext_duckdb import tables
 from megacontext_duckdb.engine import Engine
@@ -26,10 +28,14 @@ from megacontext_sdk.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["SalvagedCopy", "readable_prefix", "state_at"]
+__all__ = ["SalvagedCopy", "mended", "readable_prefix", "state_at"]
 
 _HEADER = 4096
 """Bytes of a header: one says what the file is, two say in turn where the newest checkpoint is."""
+
+_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
+_INVERSE = np.uint64(pow(0xBF58476D1CE4E5B9, -1, 2**64))
+_SEED = np.uint64(5381)
 
 _BLOCK_TOKENS = 32
 """Ids in a block: the tail of a commit holds those after the last full one."""
@@ -93,6 +99,7 @@ class SalvagedCopy:
 
     def _other_headers(self) -> Iterator[tuple[bytes, bytes, bytes]]:
         main, first, second = self._read_headers(self.file)
+        yield mended(main), mended(first), mended(second)
         yield main, first, first
         yield main, second, second
         fresh = self._fresh_header()
@@ -142,6 +149,30 @@ class SalvagedCopy:
         finally:
             engine.close()
         return None
+
+
+def mended(header: bytes) -> bytes:
+    """Return a header with one damaged byte put right, if its checksum says which one it is.
+
+    The checksum is the exclusive or of all words, each times an odd constant: what a word has to be
+    for the others to be right follows from it. Most of a header is zero, so a word that becomes
+    zero is the one. A header is left as it is if no word is off by one byte, or several could be.
+    """
+    if len(header) != _HEADER:
+        return header
+    words = np.frombuffer(header, "<u8")
+    products = words[1:] * _FACTOR
+    found = np.bitwise_xor.reduce(products) ^ _SEED
+    off = np.concatenate([[found], (words[0] ^ found ^ products) * _INVERSE]) ^ words
+    bytes_off = np.count_nonzero(off.view(np.uint8).reshape(-1, 8), axis=1)
+    (suspects,) = np.nonzero(bytes_off == 1)
+    if np.count_nonzero(words[suspects] == off[suspects]) == 1:
+        suspects = suspects[words[suspects] == off[suspects]]
+    if found == words[0] or len(suspects) != 1:
+        return header
+    right = words.copy()
+    right[suspects] ^= off[suspects]
+    return right.tobytes()
 
 
 def readable_prefix(engine: Engine) -> int:

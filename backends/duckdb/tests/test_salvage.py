@@ -134,30 +134,46 @@ def test_a_log_whose_first_bytes_are_damaged_leaves_what_was_folded_in(made, at)
     assert salvaged(*made) in {FOLDED, FOLDED + LOGGED}
 
 
-@pytest.mark.parametrize("at", [0, 8, 12, 60, 1000, 4095])
-def test_a_damaged_first_header_is_put_back(made, at):
+@pytest.mark.parametrize("at", [0, 8, 12, 60, 1000, 4094, 4096, 4110, 8092, 8192, 8210, 12_286])
+def test_a_header_with_one_damaged_byte_is_put_right(made, at):
     store = made[0]
     flip(database(store), at)
+    refused(store)
+    assert FOLDED + LOGGED == salvaged(*made)
+
+
+def test_a_header_is_mended_only_if_it_is_clear_which_byte_is_wrong(made):
+    whole = database(made[0]).read_bytes()[:4096]
+    rng = np.random.default_rng(3)
+    n_mended = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[int(rng.integers(4096))] ^= 1 << int(rng.integers(8))
+        result = salvage.mended(bytes(damaged))
+        assert result in {whole, bytes(damaged)}
+        n_mended += result == whole
+    assert n_mended > 200
+    torn = whole[:2048] + bytes(2048)
+    assert whole == salvage.mended(whole)
+    assert salvage.mended(torn) in {torn, whole}
+    assert b"short" == salvage.mended(b"short")
+
+
+def test_a_first_header_that_is_gone_is_taken_from_an_empty_database(made):
+    store = made[0]
+    whole = database(store).read_bytes()
+    database(store).write_bytes(bytes(4096) + whole[4096:])
     refused(store)
     assert FOLDED <= salvaged(*made)
 
 
-@pytest.mark.parametrize("at", [4096, 4110, 8100, 8192, 8210, 12_287])
-def test_a_damaged_header_of_a_checkpoint_is_replaced_by_its_twin(made, at):
+@pytest.mark.parametrize("at", [4096, 8192])
+def test_a_header_of_a_checkpoint_that_is_gone_is_replaced_by_its_twin(made, at):
     store = made[0]
-    flip(database(store), at)
+    whole = database(store).read_bytes()
+    database(store).write_bytes(whole[:at] + bytes(4096) + whole[at + 4096 :])
     refused(store)
     assert salvaged(*made) in {FIRST_CHECKPOINT, FOLDED, FOLDED + LOGGED}
-
-
-def test_the_twin_of_a_header_nobody_needs_loses_nothing(made):
-    store, _ = made
-    shown = []
-    for at in (4110, 8210):
-        flip(database(store), at)
-        shown.append(salvaged(*made))
-        flip(database(store), at)
-    assert FOLDED + LOGGED == max(shown)
 
 
 def test_a_truncated_database_shows_what_is_left_or_says_that_nothing_is(made):
