@@ -109,7 +109,7 @@ class DiskCases(CrashBase):
             memory = self.open(path)
             told(memory, 4)
             memory.close()
-            said = victims.run("fill", path, limit=rng.randrange(1, 30_000), body_bytes=24)
+            said = victims.run("fill", path, limit=rng.randrange(1, 12_000), body_bytes=24)
             assert "full" in said
             self._check_after(path, truth, said, "a limit of the file size")
 

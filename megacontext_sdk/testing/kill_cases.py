@@ -7,6 +7,7 @@ nothing is refused.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -24,12 +25,28 @@ if TYPE_CHECKING:
 __all__ = ["KillCases"]
 
 _KILLS = 12
+_MILESTONES = ("", "LOCK", "data-000001", "HEAD", "MEMORY", "cache")
 _REOPEN_SECONDS = 5.0
 
 
 def acknowledged(said: list[str]) -> int:
     """Return the newest commit a victim acknowledged."""
     return max((int(text) for text in said), default=0)
+
+
+@attrs.frozen
+class _Size:
+    """A size that the data of a memory reach."""
+
+    path: Path
+    target: float
+
+    def is_reached(self) -> bool:
+        sizes = 0
+        for file in self.path.glob("data-*/*"):
+            with suppress(FileNotFoundError):  # a log that was folded meanwhile
+                sizes += file.stat().st_size
+        return sizes >= self.target
 
 
 class KillCases(CrashBase):
@@ -43,7 +60,9 @@ class KillCases(CrashBase):
         for number in range(_KILLS * self.effort):
             path = tmp_path / f"{number}.mc"
             victim = victims.start("append", path, story=attrs.asdict(PLAIN))
-            victim.linger(rng.random() * 0.06)
+            milestone = path / _MILESTONES[number % len(_MILESTONES)]
+            victim.linger_until(milestone.exists)
+            victim.linger(rng.random() * 0.004)
             last = acknowledged(victim.kill())
             self._check(path, truth, last)
 
@@ -75,7 +94,9 @@ class KillCases(CrashBase):
             path = tmp_path / f"{number}.mc"
             victim = victims.start("append", path, story=attrs.asdict(HUGE), in_flight=0)
             last = int(victim.hear())
-            victim.linger(rng.random() * 0.25)
+            # Somewhere in the three commits of this call, or in those of the next one.
+            target = rng.random() * 1.3 * HUGE.commits_per_step * HUGE.body_bytes
+            victim.linger_until(_Size(path, target).is_reached)
             last = max(last, acknowledged(victim.kill()))
             found = self._check(path, truth, last)
             if found % HUGE.commits_per_step:

@@ -149,9 +149,13 @@ class SessionMachine(RuleBasedStateMachine):
 
     def text(self, n_words: int, seed: int) -> str:
         """Return words that name the message, so that no two are alike."""
-        rng = np.random.default_rng(seed)
-        words = " ".join(_WORDS[at] for at in rng.integers(0, len(_WORDS), n_words))
-        return f"m{len(self.said)} {words}"
+        rng = np.random.default_rng((seed, len(self.said)))
+        # Text of a few words alone is quoted by chance wherever two blocks lie side by side in a
+        # file, and the proof of a forget would have to call that a hit.
+        words = [
+            f"{_WORDS[at]} {rng.bytes(4).hex()}" for at in rng.integers(0, len(_WORDS), n_words)
+        ]
+        return f"m{len(self.said)} {rng.bytes(4).hex()} {' '.join(words)}".strip()
 
     # --- appending ---------------------------------------------------------------------------
 
@@ -162,7 +166,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(
         role=st.sampled_from(_ROLES),
-        n_words=st.integers(0, 40),
+        n_words=st.integers(0, 20),
         seed=st.integers(0, 99),
         trust=st.none() | st.integers(0, 4),
     )
@@ -289,7 +293,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.costly()
 
     @precondition(_may_open)
-    @rule(n_words=st.integers(1, 30))
+    @rule(n_words=st.integers(1, 15))
     def fork(self, n_words: int) -> None:
         """A fork has everything; what it appends is its own."""
         self.n_steps += 1

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Self
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -68,6 +68,18 @@ class Victim:
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             self.victims.pump(left)
+
+    def linger_until(self, is_reached: Callable[[], bool]) -> None:
+        """Let it go on until something has happened, looking about a thousand times a second.
+
+        Raises:
+            AssertionError: it died of an error, or that never happens.
+        """
+        deadline = time.monotonic() + _SECONDS
+        while not is_reached():
+            assert not self.trace, f"the victim died: {self.trace}"
+            assert time.monotonic() < deadline, "the victim does not get there"
+            self.victims.pump(0.001)
 
     def kill(self) -> list[str]:
         """Kill it with SIGKILL; return what it had said and nobody heard."""
