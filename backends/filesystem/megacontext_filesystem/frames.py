@@ -8,10 +8,9 @@ frame belongs, are `log`'s and `scan`'s.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from zlib import crc32
 
-import attrs
 import numpy as np
 
 from megacontext_sdk.contracts.storage import COMMIT, MESSAGE
@@ -55,8 +54,7 @@ _GISTS = struct.Struct("<QQIIHBx")  # flushed, first node, rows, row bytes, vers
 _FLUSHED = struct.Struct("<Q")
 
 
-@attrs.frozen
-class FrameHeader:
+class FrameHeader(NamedTuple):
     """What a header says.
 
     Attributes:
@@ -76,8 +74,7 @@ class FrameHeader:
     chain: bytes
 
 
-@attrs.frozen
-class BatchBody:
+class BatchBody(NamedTuple):
     """Where the parts of a batch are, as offsets inside its body."""
 
     n_blocks: int
@@ -92,8 +89,7 @@ class BatchBody:
     end: int
 
 
-@attrs.frozen
-class GistsBody:
+class GistsBody(NamedTuple):
     """Where the parts of a gists frame are, as offsets inside its body."""
 
     version: int

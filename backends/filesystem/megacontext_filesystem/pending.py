@@ -34,12 +34,20 @@ class _Columns:
     def __len__(self) -> int:
         return self._n
 
-    def extend(self, rows: NDArray[np.int64]) -> None:
-        needed = self._n + len(rows)
+    def _make_room(self, needed: int) -> None:
         if needed > len(self._rows):
             grown = np.empty((max(needed, 2 * len(self._rows)), self._rows.shape[1]), np.int64)
             grown[: self._n] = self._rows[: self._n]
             self._rows = grown
+
+    def add(self, *row: int) -> None:
+        self._make_room(self._n + 1)
+        self._rows[self._n] = row
+        self._n += 1
+
+    def extend(self, rows: NDArray[np.int64]) -> None:
+        needed = self._n + len(rows)
+        self._make_room(needed)
         self._rows[self._n : needed] = rows
         self._n = needed
 
@@ -77,7 +85,7 @@ class Runs:
     def add(self, n_rows: int, offset: int) -> None:
         """Note rows that follow the last ones."""
         if n_rows:
-            self._runs.extend(np.array([[self.end, offset]], np.int64))
+            self._runs.add(self.end, offset)
             self.end += n_rows
 
     def offsets(self, ids: Indices) -> Indices:
@@ -114,6 +122,9 @@ class Spans:
 
     def add(self, offset: int, lengths: NDArray[np.uint32]) -> None:
         """Note strings that lie one after the other from an offset on."""
+        if len(lengths) == 1:
+            self._spans.add(offset, int(lengths[0]))
+            return
         spans = np.empty((len(lengths), 2), np.int64)
         spans[:, 1] = lengths
         spans[:, 0] = offset + np.cumsum(spans[:, 1]) - spans[:, 1]

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
-import attrs
 import numpy as np
 
 from megacontext_filesystem import frames
@@ -33,8 +32,7 @@ _WINDOW = 4 * 2**20
 _NONE = (0, 0)
 
 
-@attrs.frozen
-class Position:
+class Position(NamedTuple):
     """Where a scan has come to: the state there, the next offset and the frames so far."""
 
     state: StoreState
@@ -124,7 +122,7 @@ class LogScan:
                 resumed = self._resume(window, self.position)
                 if resumed is None:
                     return
-                self.position = attrs.evolve(self.position, offset=resumed)
+                self.position = self.position._replace(offset=resumed)
                 continue
             problem = self._step(*found)
             if problem and self._tolerant:

@@ -57,7 +57,7 @@ __all__ = ["FilesystemStorage"]
 logger = logging.getLogger(__name__)
 
 _SEAL_BYTES = 64 * 2**20
-_SEAL_FRAMES = 32_768  # so that reopening a log of tiny commits stays quick
+_SEAL_FRAMES = 8_192  # so that reopening a log of tiny commits stays quick
 _FLUSH_SEAL_BYTES = 4 * 2**20
 _SEALED_PER_LOG = 4  # a flush of a large memory seals later: fewer and larger segments
 
