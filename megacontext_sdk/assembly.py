@@ -145,7 +145,8 @@ def _opened(wiring: Wiring, memory: OpenedMemory, stack: ExitStack) -> Parts:
     parts = wiring.parts(memory)
     stack.callback(parts.lexical.close)
     _announce(parts)
-    parts.catch_up(saved_layout(parts))
+    parts.settle(saved_layout(parts))
+    parts.catch_up()
     return parts
 
 

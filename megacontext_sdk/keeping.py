@@ -155,7 +155,7 @@ class Keeping:
                 )
 
             timeout = self._parts.state.config.storage.lock_timeout_seconds
-            new = memory.switch(build, keep_old=True, readers_timeout=timeout)
+            new = self._parts.memory = memory.switch(build, keep_old=True, readers_timeout=timeout)
             if new.path is not None:  # counts of nodes that are no more
                 (new.path / "access.bin").unlink(missing_ok=True)
             self._renew(new, keep_layout=False)
@@ -395,6 +395,7 @@ class Keeping:
         except BaseException as error:
             self._fail(error)
             raise
+        self._parts.catch_up()
 
 
 def _cut_back(register: object, to: Snapshot) -> list[dict[str, object]]:

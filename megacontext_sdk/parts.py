@@ -150,7 +150,8 @@ class Parts:
         """Put the rooms together again over another generation, or for another encoder.
 
         Everything hot is dropped: decoded gists, keys and values, the policy's caches, the lexical
-        index. On an error the parts hold `memory`, so that closing them closes it.
+        index, which is `catch_up`'s to fill again. On an error the parts hold `memory`, so that
+        closing them closes it.
 
         Args:
             memory: the new generation; the one before it is closed.
@@ -164,27 +165,30 @@ class Parts:
         new = self.wiring.parts(memory)
         new.state.step = step
         try:
-            new.catch_up(layout)
+            new.settle(layout)
         except BaseException:
             new.lexical.close()
             raise
         for field in attrs.fields(Parts):
             setattr(self, field.name, getattr(new, field.name))
 
-    def catch_up(self, layout: Layout | None) -> None:
-        """Bring caches in line with the history: lexical index, layout, pins.
+    def settle(self, layout: Layout | None) -> None:
+        """Lay out the history, take up the pins, open the lexical index.
 
         Args:
             layout: entries to go on with; None lays the history out anew.
         """
         self.lexical.open()
-        self.scribe.catch_up()
         self.state.hold_system_prompt()
         wc, n_tokens = self.state.wc, self.tree.n_tokens
         if layout is None or not _restore_layout(self, layout):
             _report(self, wc.lay_out(n_tokens))
         _report(self, wc.extend(n_tokens))
         _restore_pins(self)
+
+    def catch_up(self) -> None:
+        """Index what the lexical index lacks; interrupted, the next search goes on."""
+        self.scribe.catch_up()
 
     def close(self, error: BaseException | None = None) -> None:
         """Save what is worth saving and close everything."""

@@ -178,7 +178,11 @@ class _Forgetting:
             readers_timeout=self.readers_timeout,
             settle=lambda directory: self._settle(directory, needles),
         )
-        return new, self._proven(new, plan, needles)
+        try:
+            return new, self._proven(new, plan, needles)
+        except BaseException:
+            new.close()  # whoever holds the old handle cannot: its lock went over
+            raise
 
     def _tell(self, fork: Fork, seen: frozenset[str]) -> None:
         """Let a fork forget its share."""

@@ -177,8 +177,11 @@ class LexicalIndex:
             self.open()
             if self._is_behind and start > self._end:
                 return
-            self._is_behind = False
             self._guarded(lambda db: self._insert(db, rows, end), None)
+
+    def expect_rows(self) -> None:
+        """Say that the history goes on behind `end`: until that is added, nothing further is."""
+        self.was_reset = self._is_behind = True
 
     def search(self, query: str | Mapping[str, float], k: int) -> LexicalHits:
         """Return the k best rows by their own score alone.

@@ -222,7 +222,12 @@ class Scribe:
             self.catch_up()
 
     def catch_up(self) -> int:
-        """Index messages the index does not know (after a crash or a reset); return how many."""
+        """Index messages the index does not know (after a crash or a reset); return how many.
+
+        When it is interrupted, the next search goes on where it stopped.
+        """
+        if self._lexical.end < self._tree.n_tokens:
+            self._lexical.expect_rows()
         n_indexed = 0
         first, n_messages = self._first_unindexed(), self._journal.n_messages
         for at in range(first, n_messages, _CATCH_UP_MESSAGES):

@@ -162,6 +162,27 @@ def test_the_layout_goes_on(told):
     assert session.focus.report().entries[1].pinned
 
 
+def test_an_interrupted_proof_ends_the_handle_and_the_forget_holds(disk, fill, monkeypatch):
+    session = disk.open()
+    fill(session, 5)
+    receipt = session.append(SECRET)
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("megacontext_sdk.memory.forgetting._Forgetting._proven", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            session.forget(message_ids=receipt.message_ids)
+    with pytest.raises(errors.SessionClosedError):
+        session.append("no")
+    with pytest.raises(errors.SessionClosedError):
+        session.close()
+    with disk.open() as again:
+        assert "4711" not in again[:]
+        assert again.verify().is_sound
+
+
 def test_the_receipt_is_kept(told):
     session, receipt = told
     session.forget(message_ids=receipt.message_ids)

@@ -224,7 +224,7 @@ def test_a_session_that_cannot_be_renewed_is_failed_and_the_memory_is_whole(
     session.snapshot("here")
     text = session[:]
     fill(session, 10)
-    monkeypatch.setattr("megacontext_sdk.parts.Parts.catch_up", None)
+    monkeypatch.setattr("megacontext_sdk.parts.Parts.settle", None)
     with pytest.raises(TypeError):
         session.restore("here")
     monkeypatch.undo()
@@ -255,6 +255,33 @@ def test_a_restore_that_fails_once_it_is_in_force_ends_the_handle(disk, fill, mo
         session.close()
     with disk.open() as again:
         assert text == again[:]
+
+
+def test_an_interruption_while_text_is_indexed_again_costs_nothing(place, fill, monkeypatch):
+    with place.open() as session:
+        fill(session, 40)
+        session.snapshot("here")
+        text = session[:]
+        fill(session, 10, word="dog")
+        with monkeypatch.context() as patch:
+            patch.setattr("megacontext_sdk.runtime.scribe._CATCH_UP_MESSAGES", 8)
+            calls = []
+
+            def interrupt(*arguments):
+                calls.append(arguments)
+                if len(calls) == 3:
+                    raise KeyboardInterrupt
+                return original(*arguments)
+
+            original = session._parts.scribe._page_rows.__func__
+            patch.setattr("megacontext_sdk.runtime.scribe.Scribe._page_rows", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                session.restore("here")
+        assert text == session[:]
+        session.append("The zeppelin lands at noon.")
+        assert session.search("zeppelin", 1)
+        for number in (0, 20, 39):
+            assert f"Anna{number}" in session.search(f"Anna{number}", 1)[0].text
 
 
 def test_reading_only_takes_no_snapshot(disk, fill):
