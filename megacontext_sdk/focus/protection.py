@@ -32,11 +32,20 @@ __all__ = [
 Yielded: TypeAlias = tuple[str, ...]
 """Protections that gave way, because the history outgrew the budget."""
 
-YIELD_LADDER: tuple[Yielded, ...] = ((), ("sinks",), ("sinks", "recents"))
-"""In this order protections give way (spec section 7): sinks, then recents over 128 tokens."""
+YIELD_LADDER: tuple[Yielded, ...] = (
+    (),
+    ("sinks",),
+    ("sinks", "recents"),
+    ("sinks", "recents", "newest"),
+)
+"""In this order protections give way (spec section 7): sinks, then recents over 128 tokens.
+
+The last step leaves one recent block: a budget of a few hundred rows could otherwise refuse tokens
+that are stored already, once the history is long enough to need 31 gists on several levels.
+"""
 
 LEAST_RECENT_TOKENS = 128
-"""Recent tokens that never give way."""
+"""Recent tokens that stay while any other way is left."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -66,6 +75,8 @@ def protect(
     recent = budget.recent_tokens
     if "recents" in yielded:
         recent = min(recent, LEAST_RECENT_TOKENS)
+    if "newest" in yielded:
+        recent = min(recent, BLOCK_SIZE)
     tail_start = n_tokens - n_tokens % BLOCK_SIZE
     recent_start = max(0, n_tokens - recent) // BLOCK_SIZE * BLOCK_SIZE
     spans = [Span(min(recent_start, tail_start), n_tokens)]

@@ -79,6 +79,7 @@ def test_row55_random_layouts_tile_within_the_target_with_recents_raw(
     assert [] == plain_faults(entries, n_tokens, budget)
     assert wc.cost <= budget.target
     kept = min(recent, 128) if "recents" in applied.yielded else recent
+    kept = min(kept, 32) if "newest" in applied.yielded else kept
     ends = entries.start + entries.n_tokens
     assert not entries.lod[ends > n_tokens - kept].any()
     if "sinks" not in applied.yielded:
@@ -153,6 +154,19 @@ def test_row03_protection_yields_in_small_budgets(context, w_max, rungs):
         ends = wc.entries.start + wc.entries.n_tokens
         assert not wc.entries.lod[ends > n_tokens - 128].any(), "128 recent tokens never yield"
     assert rungs == seen
+
+
+def test_row03_the_least_budget_gives_up_recents_rather_than_the_append(context):
+    wc = context(Budget(w_max=256, recent_tokens=128))
+    seen = set()
+    for n_tokens in (n for n in depths() if n < 32**5):
+        applied = wc.lay_out(n_tokens)
+        seen.add(applied.yielded)
+        assert [] == plain_faults(wc.entries, n_tokens, wc.budget)
+        assert wc.cost <= wc.budget.target
+        ends = wc.entries.start + wc.entries.n_tokens
+        assert not wc.entries.lod[ends > n_tokens - 32].any(), "the newest block never yields"
+    assert ("sinks", "recents", "newest") in seen
 
 
 @pytest.mark.parametrize("w_max", [512, 1024])
