@@ -204,6 +204,8 @@ class AcmeStorage(Storage):
         there = self._gists.get((version, lod), 0)
         found = self._base.get(f"gist {version} {lod}", [n for n in {*wanted} if n < there])
         width = max((len(data) for data in found.values()), default=1)
+        if len(found) < len({node for node in wanted if 0 <= node < there}):
+            raise self._base.corrupt(f"lacks a gist of LOD{lod}")  # they are dense
         absent = bytes(width)
         data = np.frombuffer(b"".join(found.get(node, absent) for node in wanted), np.uint8)
         rows = data.reshape(len(wanted), width)
