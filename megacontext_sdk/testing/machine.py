@@ -31,8 +31,8 @@ __all__ = ["SessionMachine", "open_session", "plugins_of"]
 _WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "haven")
 _ROLES = ("user", "assistant", "tool", "system")
 _NAME = "conformance"
-_OPEN_EVERY = 15  # steps before one that opens a memory, or copies it
-_SWITCH_EVERY = 8  # steps before one that replaces a generation
+_OPEN_EVERY = 24  # steps before one that opens a memory, or copies it
+_SWITCH_EVERY = 12  # steps before one that replaces a generation
 
 
 def plugins_of(storage: str) -> Plugins:
