@@ -51,6 +51,7 @@ _LOCKED = re.compile(r"Could not set lock|already attached|file handle conflict"
 _HOLDER = re.compile(r"\(PID (\d+)\)")
 _FATAL = re.compile(r"invalidated|FATAL", re.IGNORECASE)
 _UNFLUSHED = re.compile(r"fsync|fdatasync", re.IGNORECASE)
+_INTERRUPTED = "Query interrupted"
 _BUSY = re.compile(r"active|transaction", re.IGNORECASE)
 
 
@@ -159,6 +160,7 @@ class Engine:
 
         Raises:
             CorruptError: a block does not match its checksum.
+            KeyboardInterrupt: the user pressed Ctrl-C; the engine calls that a RuntimeError.
             SessionClosedError: closed or failed.
         """
         connection = self.connection
@@ -170,6 +172,10 @@ class Engine:
             yield cursor
         except duckdb.Error as error:
             raise self._at_read(error) from error
+        except RuntimeError as error:
+            if str(error) == _INTERRUPTED:
+                raise KeyboardInterrupt from error
+            raise
         finally:
             self._idle.append(cursor)
 

@@ -443,3 +443,29 @@ def test_gists_larger_than_the_stash_are_written_by_themselves(store):
     assert [1, 2] == found.rows[:, 0].tolist()
     count = "SELECT count(*) FROM m.mc_gist"
     assert 1_000 == store._engine.connection.execute(count).fetchone()[0]
+
+
+def test_ctrl_c_in_a_read_is_a_keyboard_interrupt_and_the_store_goes_on(run_victim, tmp_path):
+    # The engine looks for signals now and then only, so one attempt may run to its end.
+    out = run_victim(
+        """
+from megacontext_sdk.contracts.storage import Header
+signal.signal(signal.SIGALRM, signal.default_int_handler)  # what Ctrl-C does, without a terminal
+store = DuckDBStorage(Path(sys.argv[1]))
+store.open("create", Header(block_bytes=64))
+for attempt in range(20):
+    try:
+        with store._engine.reading() as cursor:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            cursor.execute("SELECT sum(hash(a.i + b.i)) FROM range(10000) a(i), range(20000) b(i)")
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt as interrupt:
+        if interrupt.__cause__ is None:
+            continue  # between two calls, where Python itself raised it
+        print("interrupted", store.state().seq, len(store.read_commits(1, 1)))
+        break
+store.close()
+""",
+        tmp_path / "data-000001",
+    )
+    assert b"interrupted 0 0\n" == out
