@@ -34,14 +34,14 @@ class PowerCases(CrashBase):
 
     @pytest.mark.parametrize("kind", ["short", "sealing"])
     def test_a_power_cut_loses_nothing_acknowledged(self, copies: Path, kind: str) -> None:
-        """At 150 calls each, from creating on: what was acknowledged opens and is all there."""
+        """At 300 calls in all, from creating on: what was acknowledged opens and is all there."""
         if not self.takes_disk:
             pytest.skip("takes no disk=: nobody can tell what its flushes covered")
         story = Story() if kind == "short" else self.sealing
         n_calls = self._tell(copies / "count", story, {}, [])
         rng = Random(6)
         cuts: dict[int, int] = {}
-        for _ in range(_CUTS * self.effort // 2 if kind == "short" else 30 * self.effort):
+        for _ in range(self.effort * (_CUTS * 4 if kind == "short" else _CUTS) // 5):
             at = rng.randrange(2, n_calls + 1)
             cuts[at] = cuts.get(at, 0) + 1
         found: list[tuple[Path, int, int]] = []
