@@ -22,6 +22,7 @@ from megacontext_sdk.hookspecs import hookimpl
 from megacontext_sdk.plugins import Plugins
 from megacontext_sdk.records import StorageSpec
 from megacontext_sdk.session import MemorySession
+from megacontext_sdk.testing.encoders import NumberedMean
 
 if TYPE_CHECKING:
     from megacontext_sdk.results import Appended
@@ -333,9 +334,9 @@ class SessionMachine(RuleBasedStateMachine):
         return any(not said.is_forgotten for said in self.said)
 
     @precondition(_may_switch)
-    @rule()
-    def rebuild(self) -> None:
-        """Making the gists again makes the same gists."""
+    @rule(number=st.integers(0, 3))
+    def rebuild(self, number: int) -> None:
+        """Making the gists again, with the last encoder or another one, makes the same gists."""
         self.n_steps += 1
-        self.session.rebuild()
+        self.session.rebuild(gist=NumberedMean(number) if number else None)
         self.costly()

@@ -33,6 +33,7 @@ from megacontext_sdk.errors import (
 )
 from megacontext_sdk.memory.journal import MessageRecord
 from megacontext_sdk.memory.lod import Span
+from megacontext_sdk.testing.encoders import NumberedMean
 from megacontext_sdk.testing.machine import open_session, plugins_of
 from megacontext_sdk.testing.story import Story, Truth, kept
 from megacontext_sdk.testing.victims import acknowledge
@@ -395,8 +396,9 @@ def forget_session(storage: str, path: str, *, first: int) -> None:
 
 
 def rebuild_session(storage: str, path: str, *, first: int) -> None:
-    """Make the gists again and again."""
+    """Make all gists again with one encoder after the other; acknowledge how many are through."""
     session = open_session(Path(path), plugins_of(storage))
     acknowledge(first)
-    while True:
-        session.rebuild()
+    for number in range(first, 2**20):
+        assert session.rebuild(gist=NumberedMean(number)).encoded
+        acknowledge(number + 1)

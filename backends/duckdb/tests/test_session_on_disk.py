@@ -699,7 +699,7 @@ def test_row75_pins_too_large_for_a_lower_budget_are_refused_before_any_change(c
         session.focus.pin((320, 448))
     before = bytes_of(copy)
     with pytest.raises(errors.BudgetError, match="pin") as caught:
-        open_session(copy, w_max=320)
+        open_session(copy, w_max=256)
     assert caught.value.needed > caught.value.available
     assert before == bytes_of(copy)
     with open_session(copy) as session:

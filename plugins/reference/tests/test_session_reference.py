@@ -201,7 +201,8 @@ def test_row14_a_memory_of_another_model_is_refused_and_unchanged(reference, tmp
     for read_only in (False, True):
         with pytest.raises(errors.ModelMismatchError) as caught:
             MemorySession.open(path, model=reference, read_only=read_only, **given)
-        assert reference.info.fingerprint == caught.value.given
+        assert "tokenizer" == caught.value.kind
+        assert reference.info.tokenizer_fingerprint == caught.value.given
         assert before == {p.name: p.read_bytes() for p in path.rglob("*") if p.is_file()}
     with MemorySession.open(path, model=EchoModel(), **given) as session:
         assert "Written by echo." == session.messages()[0].text
