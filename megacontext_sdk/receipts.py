@@ -33,11 +33,12 @@ class Receipt(Result):
         bytes_scanned: bytes of every file of the memory, read afterwards.
         needles: pieces of forgotten content that were searched for.
         unscannable: messages too short to make a needle of.
-        hits: needles found that no surviving row explains.
+        hits: needles found that no surviving row explains, or in gists that had to be made anew.
         echoes: messages that still quote forgotten content in their own words.
         forks: memories made from this one that held it, and were told to forget as well.
         exports: bundles and files written earlier that may hold it: out of reach.
-        verified: the scan found nothing; None for a dry run.
+        verified: there is no hit, no index, cache or generation from before is left, and the memory
+            reads as forgotten; None for a dry run.
     """
 
     dry_run: bool

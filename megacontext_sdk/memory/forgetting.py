@@ -8,6 +8,7 @@ means is decided in `memory.forget_plan`.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
@@ -126,11 +127,17 @@ class _Forgetting:
     open_fork: OpenFork
     readers_timeout: float | None
     forks: tuple[str, ...] = ()
-    n_made: int = 0
+    remake: GistRemake = attrs.field(init=False)
     seq: int = 0
     n_files: int = 0
+    n_left: int = 0  # files that should be gone
     n_bytes: int = 0
     found: Bools | None = None  # needles seen in the files; None if the files were not read
+
+    @remake.default
+    def _remake(self) -> GistRemake:
+        n_tokens, token_bytes = self.opened.journal.n_tokens, self.opened.meta.token_bytes
+        return GistRemake(self.tree.gist_store, self.redaction, n_tokens, token_bytes)
 
     def planned(self, *, dry_run: bool) -> Receipt:
         """Return what would be done; of nothing, that nothing had to be."""
@@ -212,7 +219,7 @@ class _Forgetting:
 
     def _build(self, source: Storage, target: Storage) -> None:
         """Fill the next generation."""
-        meta, n_tokens = self.opened.meta, self.opened.journal.n_tokens
+        meta = self.opened.meta
         position = copy_commits(
             source, target, root=meta.root, token_bytes=meta.token_bytes, redaction=self.redaction
         )
@@ -232,9 +239,8 @@ class _Forgetting:
         )
         ts_us = self.opened.clock()
         after = append_settings(target, position, noted, token_bytes=meta.token_bytes, ts_us=ts_us)
-        remake = GistRemake(self.tree.gist_store, self.redaction, n_tokens, meta.token_bytes)
-        remake.fill(source, target)
-        self.seq, self.n_made = after.seq, remake.n_made
+        self.remake.fill(source, target)
+        self.seq = after.seq
         if self.opened.path is not None:
             self.n_files = _n_files(self.opened.path, meta.generation)
 
@@ -246,6 +252,8 @@ class _Forgetting:
             remove_tree(self.opened.disk, directory / "rescue")
         except OSError as error:
             _log.warning("%s/rescue could not be deleted (%s)", directory, type(error).__name__)
+        # An index holds single words, in which no needle can be found: it must not be there at all.
+        self.n_left = _n_files(directory, self.opened.meta.generation)
         try:
             self.found, self.n_bytes = scan_files(files_below(directory), needles.all)
         except OSError as error:
@@ -255,17 +263,20 @@ class _Forgetting:
     def _proven(self, new: OpenedMemory, plan: Receipt, needles: Needles) -> Receipt:
         """Return the receipt: needles that were found must stand in rows that were kept."""
         journal, token_bytes = new.journal, new.meta.token_bytes
-        survivors = Survivors(journal, new.storage, token_bytes)
+        survivors = Survivors(
+            journal, new.storage, token_bytes, partial(self.remake.anew, new.storage)
+        )
         n_hits = 0
         if self.found is None:
             survivors.explain(needles)
+            n_hits = survivors.n_stale
         elif self.found.any():
             n_hits = int((~survivors.explain(needles.only(self.found))).sum())
         echoes = heads_of(journal, np.array(sorted(survivors.echoes), np.int64))
         return attrs.evolve(
             plan,
             seq=self.seq,
-            gists_rebuilt=self.n_made,
+            gists_rebuilt=self.remake.n_made,
             files_removed=self.n_files,
             bytes_scanned=self.n_bytes,
             needles=len(needles.all),
@@ -273,7 +284,7 @@ class _Forgetting:
             hits=n_hits,
             echoes=tuple(echoes.tolist()),
             forks=self.forks,
-            verified=n_hits == 0 and _reads_as_forgotten(journal, self.redaction),
+            verified=n_hits + self.n_left == 0 and _reads_as_forgotten(journal, self.redaction),
         )
 
 
@@ -288,7 +299,7 @@ def _with_receipt(settings: Mapping[str, object], receipt: dict[str, object]) ->
 
 
 def _n_files(directory: Path, generation: int) -> int:
-    """Return how many files a forget will delete."""
+    """Return how many files there are that a forget of this generation deletes."""
     folders = (directory / "cache", directory / "rescue", data_folder(directory, generation))
     return sum(1 for folder in folders for _file in files_below(folder))
 

@@ -63,6 +63,21 @@ class GistRemake:
             if version == self.gists.version:
                 self._fill_level(source, target, lod, count)
 
+    def anew(self, target: Storage, version: int, lod: int, nodes: Indices) -> dict[int, bytes]:
+        """Return the rows that those nodes must have which the redaction touches.
+
+        Empty where none may be: of another encoder, or because this one fails.
+
+        Raises:
+            CorruptError: the target finds damage.
+        """
+        touched = np.intersect1d(nodes, touched_nodes(self.redaction, self.n_tokens, lod))
+        rows = dict.fromkeys(touched.tolist(), b"")
+        if version == self.gists.version:
+            made = self._made(target, lod, touched)
+            rows |= {int(node): row.tobytes() for node, row in zip(touched, made, strict=False)}
+        return rows
+
     def _fill_level(self, source: Storage, target: Storage, lod: int, count: int) -> None:
         touched = touched_nodes(self.redaction, self.n_tokens, lod)
         step = max(1, _PAGE_BYTES // self.gists.codec.row_bytes)

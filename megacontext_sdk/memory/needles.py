@@ -6,6 +6,7 @@ for them. A piece that turns up is innocent if a row that was kept says the same
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from megacontext_sdk.memory.scan import MIN_NEEDLE_BYTES, NeedleFinder
 from megacontext_sdk.messages.body import decode_body
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from megacontext_sdk.contracts.storage import Storage
     from megacontext_sdk.memory.reading import JournalReader
     from megacontext_sdk.memory.replay import Redaction
+
+    Anew = Callable[[int, int, Indices], dict[int, bytes]]
+    """Takes version, level and nodes; returns the rows of those that had to be made anew."""
 
 __all__ = ["Needles", "Survivors", "take_needles"]
 
@@ -231,6 +235,7 @@ class _Search:
         self._lengths = np.array([len(needle) for needle in needles], np.int64)
         self._finder = NeedleFinder(needles)
         self._counts = np.zeros(len(needles), np.int64)
+        self.refused = np.zeros(len(needles), np.bool_)
 
     @property
     def found(self) -> Bools:
@@ -242,9 +247,21 @@ class _Search:
         """Some needle is still looked for."""
         return bool((self._counts < _COMMON).any())
 
-    def find(self, page: NDArray[np.uint8], ends: Indices | None = None) -> Indices:
-        """Return where needles begin in a page; not across the ends of its pieces, if given."""
+    def find(
+        self,
+        page: NDArray[np.uint8],
+        ends: Indices | None = None,
+        allowed: Callable[[Indices], Bools] | None = None,
+    ) -> Indices:
+        """Return where needles begin in a page; not across the ends of its pieces, if given.
+
+        What begins where it is not allowed is not counted: the needle is refused.
+        """
         owners, begins = self._finder.find(page)
+        if allowed is not None and len(begins):
+            may = allowed(begins)
+            self.refused[owners[~may]] = True
+            owners, begins = owners[may], begins[may]
         if ends is not None and len(begins):
             whole = begins + self._lengths[owners] <= ends[np.searchsorted(ends, begins, "right")]
             owners, begins = owners[whole], begins[whole]
@@ -263,16 +280,26 @@ class Survivors:
         journal: the memory after the forget.
         storage: its store.
         token_bytes: 2 or 4.
+        anew: what gist rows must be; None takes them as they are.
 
     Attributes:
         echoes: numbers of the rows of messages that quote a needle.
+        n_stale: needles that stand in gist rows which had to be made anew, and were not.
     """
 
-    def __init__(self, journal: JournalReader, storage: Storage, token_bytes: int) -> None:
+    def __init__(
+        self,
+        journal: JournalReader,
+        storage: Storage,
+        token_bytes: int,
+        anew: Anew = lambda _version, _lod, _nodes: {},
+    ) -> None:
         self._journal = journal
         self._storage = storage
         self._token_bytes = token_bytes
+        self._anew = anew
         self.echoes: set[int] = set()
+        self.n_stale = 0
 
     def explain(self, needles: Needles) -> Bools:
         """Return which needles stand in a row that was kept, bool[n] in the order of `all`."""
@@ -327,10 +354,28 @@ class Survivors:
             while search.goes_on and at < count:
                 nodes = np.arange(at, min(at + step, count))
                 rows: NDArray[np.uint8] = self._storage.read_gists(version, lod, nodes).rows
-                search.find(np.ascontiguousarray(rows).reshape(-1))
+                allowed = partial(self._is_due, version, lod, at, rows)
+                search.find(np.ascontiguousarray(rows).reshape(-1), allowed=allowed)
                 at += len(nodes)
                 step = max(1, _PAGE_BYTES // max(1, rows.shape[1]))
-        return search.found
+        self.n_stale += int(search.refused.sum())
+        return search.found & ~search.refused
+
+    def _is_due(
+        self, version: int, lod: int, first: int, rows: NDArray[np.uint8], begins: Indices
+    ) -> Bools:
+        """Tell of places in rows from node `first` on whether a row made anew says the same there.
+
+        It often does: far above a short message, rounding leaves most numbers as they were.
+        """
+        numbers, places = np.divmod(begins, rows.shape[1])
+        anew = self._anew(version, lod, np.unique(first + numbers))
+        due = np.ones(len(begins), np.bool_)
+        for i, (number, place) in enumerate(zip(numbers.tolist(), places.tolist(), strict=True)):
+            if (row := anew.get(first + number)) is not None:
+                piece = slice(place, place + ROW_BYTES)
+                due[i] = row[piece] == rows[number, piece].tobytes()
+        return due
 
     def _note(self, numbers: Indices) -> None:
         """Note rows that quote, as the messages they belong to; a thousand are enough."""

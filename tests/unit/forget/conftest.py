@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+
 import numpy as np
 import pytest
 
@@ -160,6 +163,24 @@ def here(make_memory):
 def durable(request, make_memory):
     """A memory on each storage that keeps files."""
     return make_memory(request.param)
+
+
+@pytest.fixture
+def terms_left():
+    """Return which of some words the index of a session still finds, or holds in its file."""
+
+    def left(session, words):
+        lexical = session._parts.lexical
+        found = [word for word in words if len(lexical.search(word, 5))]
+        if found or session.path is None:
+            return found
+        index = session.path / "cache" / "lexical.sqlite"
+        with contextlib.closing(sqlite3.connect(index)) as database:
+            dump = "".join(map(str, database.execute("SELECT quote(block) FROM terms_data")))
+        raw = index.read_bytes()
+        return [w for w in words if w.encode().hex().upper() in dump or w[:4].encode() in raw]
+
+    return left
 
 
 @pytest.fixture
