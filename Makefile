@@ -12,7 +12,7 @@ demo: .venv/.ready
 	$(BIN)/megacontext demo
 
 test: .venv/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 check: .venv/.ready
 	$(BIN)/ruff check .

@@ -84,7 +84,9 @@ def test_row08_only_local_paths_and_no_credential_in_the_error(
 
 
 @pytest.mark.parametrize(
-    "path", ["", "a\0b", b"alice.mc", 7, None, ["alice.mc"], object()], ids=str
+    "path",
+    ["", "a\0b", b"alice.mc", 7, None, ["alice.mc"], object()],
+    ids=lambda path: f"{path!r:.12}",  # no address: workers must agree on the name
 )
 def test_row08_what_is_no_path_is_refused(durable, echo, unchanged, monkeypatch, tmp_path, path):
     monkeypatch.chdir(tmp_path)
