@@ -92,7 +92,7 @@ def stats(console: Console, found: Stats) -> None:
     """Show all statistics as a table."""
     table = Table(show_header=False, box=None)
     for name, value in found.to_dict().items():
-        table.add_row(Text(name, style="cyan"), Text(_figure(value)))
+        table.add_row(Text(name, style="cyan"), Text(_figure(value), overflow="fold"))
     console.print(table)
 
 
@@ -113,7 +113,7 @@ def checks(console: Console, found: Iterable[Check]) -> None:
     table = Table(show_header=False, box=None)
     for check in found:
         mark = Text("ok", style="green") if check.is_fine else Text("mend", style="bold red")
-        table.add_row(mark, Text(check.name), Text(check.detail))
+        table.add_row(mark, Text(check.name), Text(check.detail, overflow="fold"))
     console.print(table)
 
 
@@ -180,7 +180,7 @@ def scrubbed(console: Console, found: ScrubReport) -> None:
 def _facts(console: Console, rows: Iterable[tuple[str, str]]) -> None:
     table = Table(show_header=False, box=None)
     for name, value in rows:
-        table.add_row(Text(name, style="cyan"), Text(value))
+        table.add_row(Text(name, style="cyan", no_wrap=True), Text(value, overflow="fold"))
     console.print(table)
 
 

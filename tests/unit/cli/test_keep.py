@@ -195,7 +195,7 @@ def test_a_damaged_memory_is_looked_at_and_recovered(call, memory):
         opened(memory)
     result = call("recover", memory, "--yes")
     assert 0 == result.exit_code, result.output
-    assert "rescue" in result.stdout
+    assert f"{memory}/rescue/" in "".join(result.stdout.split())  # long paths fold, whole
     with opened(memory) as session:
         session.append("It goes on.")
     assert 0 == call("doctor", memory, "--scrub").exit_code
