@@ -338,7 +338,32 @@ class Survivors:
             tokens = np.unique(at * BLOCK_SIZE + search.find(raw) // self._token_bytes)
             if len(tokens):
                 self._note(self._owners(tokens))
-        return search.found
+        found = search.found
+        for number in np.flatnonzero(~found).tolist():
+            found[number] = self._stands_across(needles[number], step)
+        return found
+
+    def _stands_across(self, run: bytes, step: int) -> bool:
+        """Tell whether one block that was kept ends as a run begins, and another begins as it ends.
+
+        A backend may lay blocks side by side in any order. No run was cut that way: each comes from
+        one block, so a block that was left behind shows runs that nothing explains.
+        """
+        cuts = range(self._token_bytes, len(run), self._token_bytes)
+        ends, begins = dict.fromkeys(cuts, False), dict.fromkeys(cuts, False)
+        tail = encode_ids(self._journal.tail, self._token_bytes)
+        for at in range(0, self._journal.n_blocks + 1, step):
+            ids = self._journal.blocks(np.arange(at, min(at + step, self._journal.n_blocks)))
+            rows = np.frombuffer(encode_ids(ids, self._token_bytes), np.uint8)
+            rows = rows.reshape(len(ids), BLOCK_SIZE * self._token_bytes)
+            for cut in cuts:
+                head, rest = (np.frombuffer(part, np.uint8) for part in (run[:cut], run[cut:]))
+                ends[cut] |= bool((rows[:, -cut:] == head).all(axis=1).any())
+                begins[cut] |= bool((rows[:, : len(rest)] == rest).all(axis=1).any())
+        return any(
+            (ends[cut] or tail.endswith(run[:cut])) and (begins[cut] or tail.startswith(run[cut:]))
+            for cut in cuts
+        )
 
     def _owners(self, tokens: Indices) -> Indices:
         """Return the rows of messages that own tokens, which ascend."""

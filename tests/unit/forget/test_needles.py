@@ -121,6 +121,17 @@ def test_a_piece_is_not_explained_by_the_end_of_one_body_and_the_start_of_the_ne
     assert not survivors.explain(Needles((across,), (), (), 0)).any()
 
 
+def test_a_run_across_two_kept_blocks_is_explained_in_whatever_order_they_lie(memory):
+    memory.append(text_of(1), n_tokens=96)
+    raw = encode_ids(memory.ids(), 2)
+    blocks = [raw[64 * number : 64 * number + 64] for number in range(3)]
+    survivors = Survivors(memory.journal, memory.opened.storage, 2)
+    across = (blocks[2][-6:] + blocks[0][:10], blocks[0][-14:] + blocks[1][:2])
+    assert survivors.explain(Needles((), across, (), 0)).all()
+    inside = (blocks[2][10:16] + blocks[0][:10], blocks[2][-6:] + blocks[0][10:20])
+    assert not survivors.explain(Needles((), inside, (), 0)).any()
+
+
 def test_a_common_phrase_is_noted_a_few_times_and_not_everywhere(make_memory, monkeypatch):
     monkeypatch.setattr(needles_module, "_PAGE_BYTES", 500)
     monkeypatch.setattr(needles_module, "_FIRST_BODIES", 4)
