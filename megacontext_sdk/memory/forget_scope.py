@@ -14,7 +14,7 @@ import attrs
 import msgspec
 import numpy as np
 
-from megacontext_sdk.errors import ConfigError
+from megacontext_sdk.errors import ConfigError, shown
 from megacontext_sdk.memory.lod import Span
 from megacontext_sdk.messages.body import check_metadata
 from megacontext_sdk.messages.content import EPOCH
@@ -72,12 +72,16 @@ def checked_ids(message_ids: object, n_messages: int) -> Indices:
     Raises:
         ConfigError: no collection of whole numbers, or a number outside `[0, n_messages)`.
     """
-    if isinstance(message_ids, str | bytes) or not hasattr(message_ids, "__iter__"):
+    if isinstance(message_ids, str | bytes):
         _refuse("message_ids", "is a collection of message numbers", message_ids)
-    numbers = sorted({_whole("message_ids", item) for item in message_ids})
+    try:
+        items = list(message_ids)  # type: ignore[call-overload]
+    except Exception:  # noqa: BLE001 - whatever it is, it does not give numbers
+        _refuse("message_ids", "is a collection of message numbers", message_ids)
+    numbers = sorted({_whole("message_ids", item) for item in items})
     if numbers and not 0 <= numbers[0] <= numbers[-1] < n_messages:
         wrong = numbers[0] if numbers[0] < 0 else numbers[-1]
-        message = f"there is no message {wrong}; they run from 0 to {n_messages - 1}"
+        message = f"there is no message {shown(wrong)}; they run from 0 to {n_messages - 1}"
         raise ConfigError(message, field="message_ids", value=wrong)
     return np.array(numbers, np.int64)
 
@@ -92,8 +96,8 @@ def checked_span(span: object, n_tokens: int) -> Span:
         _refuse("span", "is a pair (start, end) of token indices", span)
     start, end = (_whole("span", at) for at in ends)
     if not 0 <= start <= end <= n_tokens:
-        message = f"span ({start}, {end}) must have 0 <= start <= end <= {n_tokens}"
-        raise ConfigError(message, field="span", value=(start, end))
+        message = f"span {shown((start, end))} must have 0 <= start <= end <= {n_tokens}"
+        raise ConfigError(message, field="span", value=shown((start, end)))
     return Span(start, end)
 
 

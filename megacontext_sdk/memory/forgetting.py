@@ -87,7 +87,7 @@ def forget(
         SessionLockedError: readers did not leave; nothing changed here.
         StorageError: something could not be written.
     """
-    if cascade not in {None, "forks"}:
+    if cascade is not None and not (isinstance(cascade, str) and cascade == "forks"):
         message = f'cascade={shown(cascade)} is unknown; use "forks" or leave it out'
         raise ConfigError(message, field="cascade", value=shown(cascade))
     run = _Forgetting(opened, tree, redaction, open_fork, readers_timeout)

@@ -406,9 +406,10 @@ def test_a_memory_opened_for_reading_only_plans(durable):
         durable.forget(message_ids=planted)
 
 
-def test_an_unknown_cascade_is_refused(here):
+@pytest.mark.parametrize("cascade", ["all", "", True, {}, ["forks"], np.array(["forks"])], ids=repr)
+def test_an_unknown_cascade_is_refused(here, cascade):
     with pytest.raises(ConfigError) as caught:
-        here.forget(everything=True, cascade="all")
+        here.forget(everything=True, cascade=cascade)
     assert "cascade" == caught.value.field
 
 

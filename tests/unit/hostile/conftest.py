@@ -5,9 +5,10 @@ The rows tested in this folder are those of the table of bad input (docs/explana
 
 import hashlib
 import os
+import sqlite3
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import attrs
@@ -15,6 +16,8 @@ import pytest
 
 from megacontext_sdk import MemorySession, errors
 from megacontext_sdk.builtin.echo import EchoModel
+from megacontext_sdk.memory.forgetting import plan_forget
+from megacontext_sdk.messages import load_messages
 from megacontext_sdk.plugins import default_plugins
 
 IN_TREE = ("duckdb", "filesystem")
@@ -199,6 +202,42 @@ def in_child():
         return done.stdout.strip()
 
     return run
+
+
+@pytest.fixture
+def unknown_field(refused):
+    """Check that a filter by a field that does not exist is refused with those that do."""
+
+    def check(session, key):
+        with refused(session, field="where") as caught:
+            session.forget(where={key: "x"}, dry_run=True)
+        assert "role, source, actor, trust, origin, metadata" in str(caught.value)
+
+    return check
+
+
+@pytest.fixture
+def pasted_sql(monkeypatch):
+    """Plant a bug: the keys of a filter become a part of a statement."""
+
+    def plan(journal, *, where=None, **scope):
+        if not isinstance(where, dict) or not where:
+            return plan_forget(journal, where=where, **scope)
+        condition = " AND ".join(f"{key} = ?" for key in where)
+        with closing(sqlite3.connect(":memory:")) as database:
+            database.execute("CREATE TABLE message (id, role, source, actor, trust, origin)")
+            database.executemany(
+                "INSERT INTO message (id, role, source) VALUES (?, ?, ?)",
+                [
+                    (message.message_id, message.role, message.source)
+                    for message in load_messages(journal, 0, journal.n_messages, str)
+                ],
+            )
+            query = f"SELECT id FROM message WHERE {condition}"
+            found = database.execute(query, list(map(str, where.values()))).fetchall()
+        return plan_forget(journal, **scope | {"message_ids": [number for (number,) in found]})
+
+    monkeypatch.setattr("megacontext_sdk.keeping.plan_forget", plan)
 
 
 @pytest.fixture

@@ -193,7 +193,7 @@ def _arguments(rng, name, valid):
         keywords[key] = hostile(rng)
     if name == "forget" and keywords.get("dry_run") is not True:
         keywords["dry_run"] = rng.choice(["no", 0, None, Loud()])  # False would forget
-    positional = [keywords.pop(first)]
+    positional = [] if name == "forget" else [keywords.pop(first)]  # that takes keywords only
     if rng.random() < 0.03:
         keywords[rng.choice(["", "colour", "Content", "dry-run"])] = hostile(rng)
     if rng.random() < 0.02:
@@ -287,6 +287,14 @@ def test_generated_calls_do_what_they_say_or_raise_a_typed_error(
     session.close()
     if backend != "memory":
         assert before == light(open_session(backend, deep / "alice.mc"))
+
+
+def test_a_filter_key_pasted_into_sql_is_caught_by_the_same_calls(quick, pasted_sql):
+    judge = Judge(quick)
+    for name, *case in cases(random.Random("hostile memory"), quick, N_CASES):
+        if name == "forget":
+            judge.judge(name, *case)
+    assert any("OperationalError" in problem for _name, problem, *_ in judge.wrong)
 
 
 READS = {"search", "read", "__getitem__", "messages", "audit", "forget", *ELSEWHERE}
