@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from megacontext_sdk import MemorySession
+from megacontext_sdk import MemorySession, MemoryStore, errors
 from megacontext_sdk.builtin.echo import EchoModel
 from megacontext_sdk.plugins import default_plugins
 
@@ -51,6 +53,54 @@ def chain_of(session):
     """Return what tells one history from another."""
     journal = session._parts.journal
     return journal.seq, journal.chain, journal.n_tokens, journal.n_messages
+
+
+def never_meet(store):
+    """Hostile names and mixed calls of two tenants: whatever is asked, only own rows come back."""
+    chance = random.Random(17)
+    owners = {"acme": {}, "Acme": {}}
+    names = ["alice", "Alice", "ALICE", "bob", "con", *("../alice", "alice/", "", "*")]
+    for step in range(1_000):
+        tenant = chance.choice(list(owners))
+        memories, own = owners[tenant], store(tenant)
+        name, call = chance.choice(names), chance.choice(("say", "look", "list", "delete"))
+        try:
+            if call == "say" and step % 8 == 0:
+                with own.session(name) as session:
+                    session.append(f"{tenant} {name} {step}")
+                memories.setdefault(name, []).append(f"{tenant} {name} {step}")
+            elif call == "look" and step % 4 == 0:
+                with own.session(name, read_only=True) as session:
+                    found = [message.text for message in session.messages()]
+                    hits = [hit.text for hit in session.search("alice bob acme Acme", 100)]
+                assert memories[name] == found
+                assert set(hits) <= set(found)
+            elif call == "list":
+                assert tuple(sorted(memories)) == own.list()
+            elif call == "delete" and step % 5 == 0:
+                own.delete(name)
+                memories.pop(name)
+        except errors.ConfigError:
+            assert name not in memories
+        except errors.SessionNotFoundError:
+            assert name not in memories
+    assert any(owners.values())
+
+
+@pytest.fixture
+def tenants():
+    return never_meet
+
+
+@pytest.fixture
+def store(disk, model):
+    """Return a store of a namespace below one folder."""
+
+    def make(namespace="acme", **defaults):
+        arguments = {"model": model, "storage": disk.storage, "w_max": 512} | defaults
+        return MemoryStore(disk.folder, namespace=namespace, **arguments)
+
+    return make
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 
 import pytest
 
@@ -19,17 +18,6 @@ BAD_NAMESPACES = [
     *(None, "", (), [], ["acme"], {"acme"}, {"$ne": None}, 7, True, b"acme", object()),
     *(("acme", ""), ("acme", None), ("acme", ".."), ("",), "a/b", "..", "*", "acme\n"),
 ]
-
-
-@pytest.fixture
-def store(disk, model):
-    """Return a store of a namespace below one folder."""
-
-    def make(namespace="acme", **defaults):
-        arguments = {"model": model, "storage": disk.storage, "w_max": 512} | defaults
-        return MemoryStore(disk.folder, namespace=namespace, **arguments)
-
-    return make
 
 
 def say(store, name, text):
@@ -259,33 +247,5 @@ def test_folders_are_their_owners_alone(store, disk):
         assert expected == entry.stat().st_mode & 0o777, entry
 
 
-def test_row17_two_tenants_never_meet(store, fill):
-    """Hostile names and mixed calls: whatever is asked, only own rows come back."""
-    chance = random.Random(17)
-    owners = {"acme": {}, "Acme": {}}
-    names = ["alice", "Alice", "ALICE", "bob", "con", *("../alice", "alice/", "", "*")]
-    for step in range(1_000):
-        tenant = chance.choice(list(owners))
-        memories, own = owners[tenant], store(tenant)
-        name, call = chance.choice(names), chance.choice(("say", "look", "list", "delete"))
-        try:
-            if call == "say" and step % 8 == 0:
-                with own.session(name) as session:
-                    session.append(f"{tenant} {name} {step}")
-                memories.setdefault(name, []).append(f"{tenant} {name} {step}")
-            elif call == "look" and step % 4 == 0:
-                with own.session(name, read_only=True) as session:
-                    found = [message.text for message in session.messages()]
-                    hits = [hit.text for hit in session.search("alice bob acme Acme", 100)]
-                assert memories[name] == found
-                assert set(hits) <= set(found)
-            elif call == "list":
-                assert tuple(sorted(memories)) == own.list()
-            elif call == "delete" and step % 5 == 0:
-                own.delete(name)
-                memories.pop(name)
-        except errors.ConfigError:
-            assert name not in memories
-        except errors.SessionNotFoundError:
-            assert name not in memories
-    assert any(owners.values())
+def test_row17_two_tenants_never_meet(store, tenants):
+    tenants(store)
