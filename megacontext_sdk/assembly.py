@@ -23,12 +23,12 @@ from megacontext_sdk.events import SessionOpenedEvent
 from megacontext_sdk.focus.refocus import Refocuser
 from megacontext_sdk.focus.view import ViewBuilder
 from megacontext_sdk.focus.working_context import WorkingContext
-from megacontext_sdk.memory.forgetting import finish_forget
+from megacontext_sdk.memory.directory.manifest import read_meta
+from megacontext_sdk.memory.directory.vault import Fingerprints, open_memory
+from megacontext_sdk.memory.forget.forgetting import finish_forget
 from megacontext_sdk.memory.lexical import LexicalIndex
-from megacontext_sdk.memory.manifest import read_meta
 from megacontext_sdk.memory.precision import PrecisionTable
 from megacontext_sdk.memory.tree import MegaContextTree
-from megacontext_sdk.memory.vault import Fingerprints, open_memory
 from megacontext_sdk.messages import ChatFormat
 from megacontext_sdk.parts import Parts, saved_layout
 from megacontext_sdk.providers import Providers, checked_plugins, open_model
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from megacontext_sdk.contracts.model import ModelAdapter
     from megacontext_sdk.events import Telemetry
-    from megacontext_sdk.memory.vault import OpenedMemory
+    from megacontext_sdk.memory.directory.vault import OpenedMemory
     from megacontext_sdk.plugins import Plugins
     from megacontext_sdk.providers import ModelLease
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Self, cast
 from megacontext_sdk.arguments import check_flags, check_progress
 from megacontext_sdk.assembly import assemble_over
 from megacontext_sdk.errors import ConfigError, StorageError, shown
-from megacontext_sdk.memory.forgetting import forget, plan_forget
-from megacontext_sdk.memory.forking import fork_memory
+from megacontext_sdk.memory.directory.forking import fork_memory
+from megacontext_sdk.memory.directory.making import new_uuid
+from megacontext_sdk.memory.directory.paths import check_location
+from megacontext_sdk.memory.directory.replay import append_settings, copy_commits, copy_gists
+from megacontext_sdk.memory.directory.scrub import scrub_memory
+from megacontext_sdk.memory.forget.forgetting import forget, plan_forget
 from megacontext_sdk.memory.gist_rebuild import GistRebuild, encoder_store
-from megacontext_sdk.memory.making import new_uuid
-from megacontext_sdk.memory.paths import check_location
-from megacontext_sdk.memory.replay import append_settings, copy_commits, copy_gists
-from megacontext_sdk.memory.scrub import scrub_memory
 from megacontext_sdk.providers import ENCODER_SETTING
 from megacontext_sdk.receipts import Rebuilt, Snapshot
 from megacontext_sdk.snapshots import (
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from megacontext_sdk.contracts.storage import Storage
-    from megacontext_sdk.memory.vault import OpenedMemory
+    from megacontext_sdk.memory.directory.vault import OpenedMemory
     from megacontext_sdk.parts import Parts
     from megacontext_sdk.receipts import Receipt, ScrubReport
 

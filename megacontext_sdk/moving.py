@@ -19,17 +19,17 @@ from megacontext_sdk.arguments import (
 )
 from megacontext_sdk.assembly import finish, wire
 from megacontext_sdk.errors import ConfigError, SessionNotFoundError, StorageError, shown
-from megacontext_sdk.memory.bundle import write_bundle
-from megacontext_sdk.memory.loading import Loader, open_source
-from megacontext_sdk.memory.making import make_memory, new_uuid
-from megacontext_sdk.memory.manifest import MemoryMeta, read_meta
-from megacontext_sdk.memory.opened import Fingerprints, now_us
-from megacontext_sdk.memory.paths import check_directory, check_location, check_parent
-from megacontext_sdk.memory.recovery import recover_memory
-from megacontext_sdk.memory.retokenizing import Retokenizer, write_drafts
-from megacontext_sdk.memory.scrub import scrub_memory
-from megacontext_sdk.memory.transcript_file import write_transcript
-from megacontext_sdk.memory.vault import open_memory
+from megacontext_sdk.memory.directory.making import make_memory, new_uuid
+from megacontext_sdk.memory.directory.manifest import MemoryMeta, read_meta
+from megacontext_sdk.memory.directory.opened import Fingerprints, now_us
+from megacontext_sdk.memory.directory.paths import check_directory, check_location, check_parent
+from megacontext_sdk.memory.directory.recovery import recover_memory
+from megacontext_sdk.memory.directory.scrub import scrub_memory
+from megacontext_sdk.memory.directory.vault import open_memory
+from megacontext_sdk.memory.exchange.bundle import write_bundle
+from megacontext_sdk.memory.exchange.loading import Loader, open_source
+from megacontext_sdk.memory.exchange.retokenizing import Retokenizer, write_drafts
+from megacontext_sdk.memory.exchange.transcript_file import write_transcript
 from megacontext_sdk.messages import ChatFormat, load_messages
 from megacontext_sdk.messages.transcript import read_transcript
 from megacontext_sdk.providers import checked_plugins, storage_factory
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from megacontext_sdk.assembly import Wiring
     from megacontext_sdk.config import Config
     from megacontext_sdk.contracts.storage import Storage
+    from megacontext_sdk.memory.directory.vault import OpenedMemory
     from megacontext_sdk.memory.lod import Span
-    from megacontext_sdk.memory.vault import OpenedMemory
     from megacontext_sdk.messages import Message
     from megacontext_sdk.parts import Parts
     from megacontext_sdk.plugins import Plugins

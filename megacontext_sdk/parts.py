@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from megacontext_sdk.assembly import Wiring
     from megacontext_sdk.contracts.runtime import RuntimeLoop
     from megacontext_sdk.focus.applied import AppliedPlan
+    from megacontext_sdk.memory.directory.vault import OpenedMemory
     from megacontext_sdk.memory.journal import Journal
     from megacontext_sdk.memory.lexical import LexicalIndex
     from megacontext_sdk.memory.tree import MegaContextTree
-    from megacontext_sdk.memory.vault import OpenedMemory
     from megacontext_sdk.plugins import Plugins
     from megacontext_sdk.runtime.scribe import Scribe
     from megacontext_sdk.runtime.state import SessionState

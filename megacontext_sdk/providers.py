@@ -21,7 +21,7 @@ from megacontext_sdk.contracts.storage import NO_OPTIONS
 from megacontext_sdk.contracts.telemetry import TelemetrySink
 from megacontext_sdk.errors import ConfigError, ModelError, StorageError
 from megacontext_sdk.events import Telemetry
-from megacontext_sdk.memory.guarded import guarded
+from megacontext_sdk.memory.directory.guarded import guarded
 from megacontext_sdk.plugins import Plugins, default_plugins
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from megacontext_sdk.assembly import assemble
 from megacontext_sdk.contracts.disk import REAL_DISK
 from megacontext_sdk.contracts.storage import NO_OPTIONS
 from megacontext_sdk.errors import ConfigError, SessionNotFoundError, StorageError, shown
-from megacontext_sdk.memory.durable import remove_tree, write_file
-from megacontext_sdk.memory.locks import DirectoryLock
-from megacontext_sdk.memory.manifest import read_meta
-from megacontext_sdk.memory.paths import (
+from megacontext_sdk.memory.directory.durable import remove_tree, write_file
+from megacontext_sdk.memory.directory.locks import DirectoryLock
+from megacontext_sdk.memory.directory.manifest import read_meta
+from megacontext_sdk.memory.directory.paths import (
     check_directory,
     check_location,
     check_parent,

@@ -1,8 +1,8 @@
 """The `Storage` contract: fixed-size byte rows and variable bodies, committed atomically.
 
 A backend stores bytes and nothing more. Locks, HEAD, the hash chain, the writer queue and
-idempotency belong to core (`memory.journal`, `memory.vault`), so an author has nothing to get
-wrong there. Source: the project's storage specification, sections 2 and 3.
+idempotency belong to core (`memory.journal`, `memory.directory.vault`), so an author has nothing to
+get wrong there. Source: the project's storage specification, sections 2 and 3.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 What is accepted here is visible to this process at once and durable when its ticket says so. The
 journal knows nothing about the meaning of gists or the text of tokens, and nothing about files:
-directories, HEAD and locks are `memory.vault`'s.
+directories, HEAD and locks are `memory.directory.vault`'s.
 """
 
 from __future__ import annotations

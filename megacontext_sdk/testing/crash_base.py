@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from megacontext_sdk.contracts.disk import Disk
-    from megacontext_sdk.memory.stores import StorageFactory
-    from megacontext_sdk.memory.vault import OpenedMemory
+    from megacontext_sdk.memory.directory.stores import StorageFactory
+    from megacontext_sdk.memory.directory.vault import OpenedMemory
     from megacontext_sdk.testing.story import Story, Truth
 
 __all__ = ["CrashBase", "told"]

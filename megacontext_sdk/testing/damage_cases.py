@@ -22,7 +22,7 @@ from megacontext_sdk.errors import (
     MegaContextError,
     StorageError,
 )
-from megacontext_sdk.memory.head import Head, pack_slot
+from megacontext_sdk.memory.directory.head import Head, pack_slot
 from megacontext_sdk.testing.crash_base import CrashBase, told
 from megacontext_sdk.testing.damage import Damage, draw_damage, draw_flip, files_of, fingerprint
 from megacontext_sdk.testing.story import Truth

@@ -28,7 +28,7 @@ from megacontext_sdk.testing.story import Story, Truth
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from megacontext_sdk.memory.vault import OpenedMemory
+    from megacontext_sdk.memory.directory.vault import OpenedMemory
     from megacontext_sdk.testing.victims import Victims
 
 __all__ = ["RaceCases"]

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from megacontext_sdk.contracts.storage import Storage
+    from megacontext_sdk.memory.directory.vault import OpenedMemory
     from megacontext_sdk.memory.journal import Journal, Ticket
-    from megacontext_sdk.memory.vault import OpenedMemory
 
 __all__ = [
     "append",

@@ -15,17 +15,17 @@ import numpy as np
 from megacontext_sdk.builtin.memory_storage import InMemoryStorage
 from megacontext_sdk.contracts.storage import GistBatch
 from megacontext_sdk.memory.chain import encode_ids
+from megacontext_sdk.memory.directory.vault import Fingerprints, open_memory
 from megacontext_sdk.memory.journal import MessageRecord
 from megacontext_sdk.memory.lod import Span, n_nodes
-from megacontext_sdk.memory.vault import Fingerprints, open_memory
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from megacontext_sdk.contracts.storage import Storage
+    from megacontext_sdk.memory.directory.stores import StorageFactory
+    from megacontext_sdk.memory.directory.vault import OpenedMemory
     from megacontext_sdk.memory.journal import Journal, Ticket
-    from megacontext_sdk.memory.stores import StorageFactory
-    from megacontext_sdk.memory.vault import OpenedMemory
 
 __all__ = ["HUGE", "LARGE", "PLAIN", "Story", "Truth", "gist_rows", "kept", "store_of"]
 

@@ -27,8 +27,8 @@ from megacontext_sdk.contracts.storage import (
     GistBatch,
     Header,
 )
+from megacontext_sdk.memory.directory.vault import Fingerprints, open_memory
 from megacontext_sdk.memory.journal import MessageRecord
-from megacontext_sdk.memory.vault import Fingerprints, open_memory
 from megacontext_sdk.plugins import default_plugins
 from tests.benchmarks.figures import measured
 from tests.benchmarks.timing import in_turn, quiet, seconds, spread
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from megacontext_sdk.contracts.storage import Storage
-    from megacontext_sdk.memory.vault import OpenedMemory
+    from megacontext_sdk.memory.directory.vault import OpenedMemory
     from tests.benchmarks.figures import Figure
     from tests.benchmarks.workshop import Workshop
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from megacontext_duckdb.store import DuckDBStorage
+from megacontext_sdk.memory.directory.vault import Fingerprints, open_memory
 from megacontext_sdk.memory.journal import MessageRecord
-from megacontext_sdk.memory.vault import Fingerprints, open_memory
 
 PRINTS = Fingerprints("a" * 64, "b" * 64)
 
@@ -52,7 +52,7 @@ import numpy as np
 from megacontext_duckdb.store import DuckDBStorage
 from megacontext_sdk.contracts.storage import GistBatch
 from megacontext_sdk.memory.journal import MessageRecord
-from megacontext_sdk.memory.vault import Fingerprints, open_memory
+from megacontext_sdk.memory.directory.vault import Fingerprints, open_memory
 
 def content(seq):
     n = 1 + (seq * 37) % 90

@@ -11,12 +11,17 @@ from megacontext_duckdb.store import DuckDBStorage
 from megacontext_sdk.contracts.storage import GistBatch
 from megacontext_sdk.errors import SessionClosedError
 from megacontext_sdk.memory.chain import FLAG_FORGOTTEN
-from megacontext_sdk.memory.forking import fork_memory
+from megacontext_sdk.memory.directory.forking import fork_memory
+from megacontext_sdk.memory.directory.recovery import recover_memory
+from megacontext_sdk.memory.directory.replay import (
+    Redaction,
+    append_settings,
+    copy_commits,
+    copy_gists,
+)
+from megacontext_sdk.memory.directory.scrub import scrub_memory
 from megacontext_sdk.memory.journal import MessageRecord
 from megacontext_sdk.memory.lod import Span
-from megacontext_sdk.memory.recovery import recover_memory
-from megacontext_sdk.memory.replay import Redaction, append_settings, copy_commits, copy_gists
-from megacontext_sdk.memory.scrub import scrub_memory
 from megacontext_sdk.messages.body import MessageBody, encode_body
 
 N_COMMITS = 30

@@ -25,7 +25,7 @@ from megacontext_sdk.errors import (
     SessionClosedError,
     SessionLockedError,
 )
-from megacontext_sdk.memory.head import Head, pack_slot
+from megacontext_sdk.memory.directory.head import Head, pack_slot
 from megacontext_sdk.memory.journal import MessageRecord
 from megacontext_sdk.memory.lod import Span
 
@@ -141,8 +141,8 @@ def test_row09_kill_between_writes_keeps_what_was_acknowledged(
 
 
 CREATING = """
-import megacontext_sdk.memory.making as making
-from megacontext_sdk.memory.head import HeadFile
+import megacontext_sdk.memory.directory.making as making
+from megacontext_sdk.memory.directory.head import HeadFile
 point = sys.argv[2]
 
 class Dying(DuckDBStorage):

@@ -6,11 +6,11 @@ import pytest
 from megacontext_filesystem.store import FilesystemStorage
 from megacontext_sdk.builtin.memory_storage import InMemoryStorage
 from megacontext_sdk.contracts.storage import GistBatch, Header
-from megacontext_sdk.memory.bundle import write_bundle
+from megacontext_sdk.memory.directory.manifest import MemoryMeta
+from megacontext_sdk.memory.directory.opened import Fingerprints
+from megacontext_sdk.memory.exchange.bundle import write_bundle
+from megacontext_sdk.memory.exchange.loading import load_memory
 from megacontext_sdk.memory.journal import Journal, MessageRecord
-from megacontext_sdk.memory.loading import load_memory
-from megacontext_sdk.memory.manifest import MemoryMeta
-from megacontext_sdk.memory.opened import Fingerprints
 
 META = MemoryMeta(
     uuid="0" * 32,

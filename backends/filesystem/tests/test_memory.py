@@ -18,10 +18,10 @@ from megacontext_sdk import MemorySession
 from megacontext_sdk.builtin.memory_storage import InMemoryStorage
 from megacontext_sdk.contracts.storage import GistBatch
 from megacontext_sdk.errors import CommittedDataLostError, ConfigError, SessionLockedError
-from megacontext_sdk.memory.head import HeadFile
+from megacontext_sdk.memory.directory.head import HeadFile
+from megacontext_sdk.memory.directory.vault import Fingerprints, open_memory
 from megacontext_sdk.memory.journal import MessageRecord
 from megacontext_sdk.memory.lod import Span
-from megacontext_sdk.memory.vault import Fingerprints, open_memory
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from megacontext_sdk.contracts.storage import (
     Header,
 )
 from megacontext_sdk.errors import CorruptError
-from megacontext_sdk.memory.bundle_format import DIGEST_BYTES, PREFIX
 from megacontext_sdk.memory.chain import (
     FLAG_CONTINUES,
     FLAG_FORGOTTEN,
@@ -30,11 +29,12 @@ from megacontext_sdk.memory.chain import (
     Position,
     link,
 )
+from megacontext_sdk.memory.directory.manifest import MemoryMeta
+from megacontext_sdk.memory.directory.opened import Fingerprints
+from megacontext_sdk.memory.directory.replay import NOTHING, Redaction, copy_commits, copy_gists
+from megacontext_sdk.memory.exchange.bundle_format import DIGEST_BYTES, PREFIX
 from megacontext_sdk.memory.inflight import Outcome, pending_commit
 from megacontext_sdk.memory.journal import Journal
-from megacontext_sdk.memory.manifest import MemoryMeta
-from megacontext_sdk.memory.opened import Fingerprints
-from megacontext_sdk.memory.replay import NOTHING, Redaction, copy_commits, copy_gists
 from megacontext_sdk.memory.writer import batch_of
 from megacontext_sdk.messages import MessageBody, encode_body
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from megacontext_sdk.builtin.memory_storage import InMemoryStorage
 from megacontext_sdk.contracts.storage import COMMIT, MESSAGE, GistRows, StoreState
-from megacontext_sdk.memory.bundle import write_bundle
+from megacontext_sdk.memory.exchange.bundle import write_bundle
 from megacontext_sdk.memory.chain import link
-from megacontext_sdk.memory.loading import Loader, open_source
-from megacontext_sdk.memory.manifest import MemoryMeta
-from megacontext_sdk.memory.opened import Fingerprints
+from megacontext_sdk.memory.exchange.loading import Loader, open_source
+from megacontext_sdk.memory.directory.manifest import MemoryMeta
+from megacontext_sdk.memory.directory.opened import Fingerprints
 from megacontext_sdk.messages import MessageBody, encode_body
 
 PER, WIDTH = 64, 8  # tokens of a message, numbers of a gist
@@ -141,8 +141,8 @@ import sys
 from hashlib import blake2b
 from pathlib import Path
 from megacontext_sdk.errors import BundleError
-from megacontext_sdk.memory.bundle_check import check_bundle
-from megacontext_sdk.memory.bundle_reader import open_bundle
+from megacontext_sdk.memory.exchange.bundle_check import check_bundle
+from megacontext_sdk.memory.exchange.bundle_reader import open_bundle
 
 header = eval(sys.argv[2])
 raw = b"MCBUNDLE" + len(header).to_bytes(4, "little") + header

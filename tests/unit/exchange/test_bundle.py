@@ -12,9 +12,9 @@ from megacontext_sdk.errors import (
     SessionNotFoundError,
     StorageFullError,
 )
-from megacontext_sdk.memory.bundle import write_bundle
-from megacontext_sdk.memory.bundle_check import check_bundle
-from megacontext_sdk.memory.bundle_reader import open_bundle
+from megacontext_sdk.memory.exchange.bundle import write_bundle
+from megacontext_sdk.memory.exchange.bundle_check import check_bundle
+from megacontext_sdk.memory.exchange.bundle_reader import open_bundle
 from megacontext_sdk.memory.lod import Span
 
 
@@ -59,7 +59,7 @@ def test_a_bundle_of_a_bundle_is_the_same_bundle(tmp_path, store, meta):
 
 
 def test_bodies_are_cut_into_pieces_that_fit_into_memory(tmp_path, kit, meta, monkeypatch):
-    monkeypatch.setattr("megacontext_sdk.memory.bundle.MAX_PIECE_BYTES", 4 * 500)
+    monkeypatch.setattr("megacontext_sdk.memory.exchange.bundle.MAX_PIECE_BYTES", 4 * 500)
     store = kit.fill(kit.store(meta), meta)
     write_bundle(store, meta, tmp_path / "a.bundle")
     with open_bundle(tmp_path / "a.bundle") as bundle:

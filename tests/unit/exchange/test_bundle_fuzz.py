@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from megacontext_sdk.errors import BundleError, FormatVersionError
-from megacontext_sdk.memory.bundle import write_bundle
-from megacontext_sdk.memory.loading import Loader, open_source
+from megacontext_sdk.memory.exchange.bundle import write_bundle
+from megacontext_sdk.memory.exchange.loading import Loader, open_source
 
 N_CASES = 10_000
 N_SHARDS = 4

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megacontext_sdk.memory.bundle import write_bundle
-from megacontext_sdk.memory.bundle_check import check_bundle
-from megacontext_sdk.memory.bundle_reader import open_bundle
-from megacontext_sdk.memory.loading import load_memory
+from megacontext_sdk.memory.exchange.bundle import write_bundle
+from megacontext_sdk.memory.exchange.bundle_check import check_bundle
+from megacontext_sdk.memory.exchange.bundle_reader import open_bundle
+from megacontext_sdk.memory.exchange.loading import load_memory
 from megacontext_sdk.messages import decode_body
 
 GOLDEN = Path(__file__).parent / "golden" / "format-1.0.bundle"

@@ -6,8 +6,8 @@ import pytest
 
 from megacontext_sdk.contracts.storage import COMMIT, MESSAGE
 from megacontext_sdk.errors import BundleError, ConfigError
-from megacontext_sdk.memory.bundle import write_bundle
-from megacontext_sdk.memory.loading import load_memory
+from megacontext_sdk.memory.exchange.bundle import write_bundle
+from megacontext_sdk.memory.exchange.loading import load_memory
 
 MIB = 2**20
 

@@ -8,15 +8,15 @@ from megacontext_sdk.errors import (
     SessionLockedError,
     SessionNotFoundError,
 )
-from megacontext_sdk.memory.bundle import write_bundle
 from megacontext_sdk.memory.chain import FLAG_CONTINUES
-from megacontext_sdk.memory.loading import load_memory
+from megacontext_sdk.memory.directory.manifest import read_meta
+from megacontext_sdk.memory.directory.opened import Fingerprints
+from megacontext_sdk.memory.directory.vault import open_memory
+from megacontext_sdk.memory.exchange.bundle import write_bundle
+from megacontext_sdk.memory.exchange.loading import load_memory
+from megacontext_sdk.memory.exchange.retokenizing import Retokenizer
 from megacontext_sdk.memory.lod import Span
-from megacontext_sdk.memory.manifest import read_meta
-from megacontext_sdk.memory.opened import Fingerprints
-from megacontext_sdk.memory.retokenizing import Retokenizer
 from megacontext_sdk.memory.settings import decode_settings
-from megacontext_sdk.memory.vault import open_memory
 from megacontext_sdk.messages import decode_body
 
 OTHER_TOKENIZER = Fingerprints("a" * 64, "c" * 64)

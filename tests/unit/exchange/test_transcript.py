@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from megacontext_sdk.errors import BundleError, ConfigError, QuotaError, SessionNotFoundError
+from megacontext_sdk.memory.exchange.transcript_file import write_transcript
 from megacontext_sdk.memory.lod import Span
-from megacontext_sdk.memory.transcript_file import write_transcript
 from megacontext_sdk.messages import Message, Trust
 from megacontext_sdk.messages.transcript import MAX_LINE_BYTES, read_transcript
 

@@ -10,9 +10,9 @@ import pytest
 
 from megacontext_sdk.builtin.mean_gist import MeanGistEncoder
 from megacontext_sdk.memory.chain import MessageRecord
-from megacontext_sdk.memory.forgetting import forget, plan_forget
+from megacontext_sdk.memory.directory.vault import Fingerprints, open_memory
+from megacontext_sdk.memory.forget.forgetting import forget, plan_forget
 from megacontext_sdk.memory.tree import MegaContextTree
-from megacontext_sdk.memory.vault import Fingerprints, open_memory
 from megacontext_sdk.messages import MessageBody, encode_body
 from megacontext_sdk.plugins import default_plugins
 from megacontext_sdk.testing.gist import TableServices

@@ -10,9 +10,9 @@ from megacontext_sdk.builtin.mean_gist import MeanGistEncoder
 from megacontext_sdk.contracts.gist import GistEncoder
 from megacontext_sdk.errors import ConfigError, ModelError, ReadOnlyError, SessionClosedError
 from megacontext_sdk.memory.chain import encode_ids
-from megacontext_sdk.memory.forgetting import finish_forget
+from megacontext_sdk.memory.directory.probe import Prober
+from megacontext_sdk.memory.forget.forgetting import finish_forget
 from megacontext_sdk.memory.lod import Span
-from megacontext_sdk.memory.probe import Prober
 from megacontext_sdk.messages import decode_body, load_messages
 
 N_MARKERS = 50
@@ -165,7 +165,7 @@ def test_a_forget_is_noted_in_the_settings_without_content(here):
 
 
 def test_the_newest_receipts_are_kept(make_memory, monkeypatch):
-    monkeypatch.setattr("megacontext_sdk.memory.forgetting._RECEIPTS_KEPT", 3)
+    monkeypatch.setattr("megacontext_sdk.memory.forget.forgetting._RECEIPTS_KEPT", 3)
     memory = make_memory()
     done = [memory.forget(message_ids=[memory.append(f"Number {at}.")]).seq for at in range(5)]
     assert done[-3:] == [noted["seq"] for noted in memory.journal.settings["receipts"]]
@@ -379,7 +379,7 @@ def test_a_failure_before_the_switch_changes_nothing(memory, monkeypatch):
     def broken(*_arguments):
         raise ModelError("no", encoder="mean", lod=1)
 
-    monkeypatch.setattr("megacontext_sdk.memory.forgetting.GistRemake.fill", broken)
+    monkeypatch.setattr("megacontext_sdk.memory.forget.forgetting.GistRemake.fill", broken)
     with pytest.raises(ModelError):
         memory.forget(message_ids=planted)
     assert (seq, opened) == (memory.journal.seq, memory.opened)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from megacontext_sdk.errors import ForgetBlockedError
-from megacontext_sdk.memory.forking import fork_memory
+from megacontext_sdk.memory.directory.forking import fork_memory
+from megacontext_sdk.memory.directory.manifest import read_meta, replace_meta
 from megacontext_sdk.memory.lod import Span
-from megacontext_sdk.memory.manifest import read_meta, replace_meta
 
 TEXT = "The secret of the garden, told to everybody who came along in number {}."
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from megacontext_sdk.memory import needles as needles_module
 from megacontext_sdk.memory.chain import encode_ids
+from megacontext_sdk.memory.directory.replay import Redaction
+from megacontext_sdk.memory.forget import needles as needles_module
+from megacontext_sdk.memory.forget.needles import Needles, Survivors, take_needles
+from megacontext_sdk.memory.forget.scan import files_below, scan_files
 from megacontext_sdk.memory.lod import Span
-from megacontext_sdk.memory.needles import Needles, Survivors, take_needles
-from megacontext_sdk.memory.replay import Redaction
-from megacontext_sdk.memory.scan import files_below, scan_files
 from megacontext_sdk.plugins import default_plugins
 
 DURABLE = [name for name in ("duckdb", "filesystem") if name in default_plugins().names("storage")]

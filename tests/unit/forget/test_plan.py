@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from megacontext_sdk.builtin.memory_storage import InMemoryStorage
 from megacontext_sdk.contracts.storage import Header
 from megacontext_sdk.errors import ConfigError, QuotaError
-from megacontext_sdk.memory import forget_plan
 from megacontext_sdk.memory.chain import MessageRecord
-from megacontext_sdk.memory.forgetting import plan_forget
+from megacontext_sdk.memory.directory.replay import Redaction, copy_commits
+from megacontext_sdk.memory.forget import plan as forget_plan
+from megacontext_sdk.memory.forget.forgetting import plan_forget
 from megacontext_sdk.memory.journal import Journal
-from megacontext_sdk.memory.replay import Redaction, copy_commits
 from megacontext_sdk.messages import MessageBody, encode_body
 
 SETTING = 4

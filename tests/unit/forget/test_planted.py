@@ -11,9 +11,10 @@ import pytest
 from megacontext_sdk import MemorySession
 from megacontext_sdk.builtin.echo import EchoModel
 from megacontext_sdk.contracts.storage import GistBatch
-from megacontext_sdk.memory import forgetting, generations, replay
 from megacontext_sdk.memory.chain import MessageRecord
-from megacontext_sdk.memory.gist_remake import GistRemake
+from megacontext_sdk.memory.directory import generations, replay
+from megacontext_sdk.memory.forget import forgetting
+from megacontext_sdk.memory.forget.gist_remake import GistRemake
 from megacontext_sdk.memory.lexical import LexicalIndex
 from megacontext_sdk.plugins import default_plugins
 

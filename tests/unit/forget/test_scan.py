@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megacontext_sdk.errors import InvariantError
-from megacontext_sdk.memory.scan import NeedleFinder, files_below, found_plainly, scan_files
+from megacontext_sdk.memory.forget.scan import NeedleFinder, files_below, found_plainly, scan_files
 
 CHUNK = 2**18
 RANDOM = np.random.default_rng(5)

@@ -16,7 +16,7 @@ import pytest
 
 from megacontext_sdk import MemorySession, errors
 from megacontext_sdk.builtin.echo import EchoModel
-from megacontext_sdk.memory.forgetting import plan_forget
+from megacontext_sdk.memory.forget.forgetting import plan_forget
 from megacontext_sdk.messages import load_messages
 from megacontext_sdk.plugins import default_plugins
 

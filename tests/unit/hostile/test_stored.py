@@ -13,7 +13,7 @@ import pytest
 
 from megacontext_sdk import MemorySession, errors
 from megacontext_sdk.builtin.mean_gist import MeanGistEncoder
-from megacontext_sdk.memory import manifest
+from megacontext_sdk.memory.directory import manifest
 from megacontext_sdk.memory.journal import MessageRecord
 
 TEXT = "The harbour master of Aran keeps a red boat. " * 12

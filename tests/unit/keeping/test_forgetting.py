@@ -171,7 +171,7 @@ def test_an_interrupted_proof_ends_the_handle_and_the_forget_holds(disk, fill, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("megacontext_sdk.memory.forgetting._Forgetting._proven", interrupt)
+        patch.setattr("megacontext_sdk.memory.forget.forgetting._Forgetting._proven", interrupt)
         with pytest.raises(KeyboardInterrupt):
             session.forget(message_ids=receipt.message_ids)
     with pytest.raises(errors.SessionClosedError):
@@ -332,7 +332,7 @@ def test_a_failed_forget_leaves_the_session_where_it_was(disk, fill, chain, monk
         def fail(*arguments, **keywords):
             raise errors.CorruptError("no")
 
-        monkeypatch.setattr("megacontext_sdk.memory.forgetting.append_settings", fail)
+        monkeypatch.setattr("megacontext_sdk.memory.forget.forgetting.append_settings", fail)
         with pytest.raises(errors.CorruptError, match="no"):
             session.forget(message_ids=[2])
         monkeypatch.undo()

@@ -245,7 +245,7 @@ def test_a_restore_that_fails_once_it_is_in_force_ends_the_handle(disk, fill, mo
     def fail(*arguments, **keywords):
         raise errors.StorageError("no")
 
-    monkeypatch.setattr("megacontext_sdk.memory.generation_switch.start_journal", fail)
+    monkeypatch.setattr("megacontext_sdk.memory.directory.generation_switch.start_journal", fail)
     with pytest.raises(errors.StorageError, match="no"):
         session.restore("here")
     monkeypatch.undo()

@@ -14,8 +14,8 @@ from megacontext_sdk.builtin.memory_storage import InMemoryStorage
 from megacontext_sdk.contracts.disk import Disk
 from megacontext_sdk.contracts.storage import COMMIT, MESSAGE, Batch, Capabilities
 from megacontext_sdk.errors import CorruptError
+from megacontext_sdk.memory.directory.vault import Fingerprints, open_memory
 from megacontext_sdk.memory.journal import MessageRecord
-from megacontext_sdk.memory.vault import Fingerprints, open_memory
 
 
 class LogStorage(InMemoryStorage):

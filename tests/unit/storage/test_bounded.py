@@ -8,9 +8,9 @@ import pytest
 from megacontext_sdk.builtin.memory_storage import InMemoryStorage
 from megacontext_sdk.contracts.storage import GistBatch, Header
 from megacontext_sdk.errors import ConfigError, ReadOnlyError
-from megacontext_sdk.memory.bounded import BoundedStorage
+from megacontext_sdk.memory.directory.bounded import BoundedStorage
+from megacontext_sdk.memory.directory.replay import copy_commits, copy_gists
 from megacontext_sdk.memory.lod import Span
-from megacontext_sdk.memory.replay import copy_commits, copy_gists
 
 N_COMMITS = 12
 

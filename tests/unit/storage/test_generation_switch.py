@@ -19,10 +19,15 @@ from megacontext_sdk.errors import (
     StorageFullError,
 )
 from megacontext_sdk.memory.chain import FLAG_FORGOTTEN
+from megacontext_sdk.memory.directory.manifest import read_meta
+from megacontext_sdk.memory.directory.replay import (
+    Redaction,
+    append_settings,
+    copy_commits,
+    copy_gists,
+)
+from megacontext_sdk.memory.directory.vault import OpenedMemory
 from megacontext_sdk.memory.lod import Span
-from megacontext_sdk.memory.manifest import read_meta
-from megacontext_sdk.memory.replay import Redaction, append_settings, copy_commits, copy_gists
-from megacontext_sdk.memory.vault import OpenedMemory
 
 
 def ids_of(n, seed=0):
@@ -367,8 +372,8 @@ from megacontext_sdk.builtin.memory_storage import InMemoryStorage
 import numpy as np
 from megacontext_sdk.errors import SessionClosedError
 from megacontext_sdk.memory.journal import MessageRecord
-from megacontext_sdk.memory.replay import copy_commits
-from megacontext_sdk.memory.vault import Fingerprints, open_memory
+from megacontext_sdk.memory.directory.replay import copy_commits
+from megacontext_sdk.memory.directory.vault import Fingerprints, open_memory
 old = open_memory(None, backend="memory", factory=InMemoryStorage,
                   fingerprints=Fingerprints("a", "b"), vocab_size=100)
 one = MessageRecord(0, 3, 0, 1, 3, b"")

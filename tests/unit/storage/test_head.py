@@ -7,7 +7,7 @@ from zlib import crc32
 import pytest
 
 from megacontext_sdk.errors import ConfigError, CorruptError
-from megacontext_sdk.memory.head import SLOT_BYTES, Head, HeadFile, pack_slot, unpack_slot
+from megacontext_sdk.memory.directory.head import SLOT_BYTES, Head, HeadFile, pack_slot, unpack_slot
 
 CHAIN = bytes(range(16))
 GOLDEN = (

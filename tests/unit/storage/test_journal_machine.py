@@ -17,9 +17,9 @@ from hypothesis.stateful import (
 
 from megacontext_sdk.contracts.storage import GistBatch
 from megacontext_sdk.errors import StorageFullError
+from megacontext_sdk.memory.directory.vault import Fingerprints, open_memory
 from megacontext_sdk.memory.journal import MessageRecord
 from megacontext_sdk.memory.lod import Span
-from megacontext_sdk.memory.vault import Fingerprints, open_memory
 
 SIZES = st.lists(st.sampled_from([0, 1, 5, 31, 32, 33, 100]), min_size=1, max_size=4)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megacontext_sdk.builtin.memory_storage import InMemoryStorage
-from megacontext_sdk.memory.head import Head, HeadFile
+from megacontext_sdk.memory.directory.head import Head, HeadFile
 from megacontext_sdk.memory.keys import KeyTable
 from megacontext_sdk.testing import CrashConformance, StorageConformance
 from megacontext_sdk.testing.kit import quiet_overrides
@@ -109,7 +109,7 @@ def test_locks_that_any_close_releases_are_caught(play, monkeypatch):
     monkeypatch.syspath_prepend(PLANTED)
     import planted_locks
 
-    monkeypatch.setattr("megacontext_sdk.memory.locks.fcntl", planted_locks.PosixLocks)
+    monkeypatch.setattr("megacontext_sdk.memory.directory.locks.fcntl", planted_locks.PosixLocks)
     with pytest.raises(CAUGHT):
         play("planted_locks:LocksThePosixWay", CARELESS)
 

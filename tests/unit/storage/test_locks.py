@@ -8,12 +8,12 @@ import msgspec
 import pytest
 
 from megacontext_sdk.errors import CorruptError, SessionClosedError, SessionLockedError
-from megacontext_sdk.memory.locks import DirectoryLock
+from megacontext_sdk.memory.directory.locks import DirectoryLock
 
 HOLD = """
 import sys
 from pathlib import Path
-from megacontext_sdk.memory.locks import DirectoryLock
+from megacontext_sdk.memory.directory.locks import DirectoryLock
 lock = DirectoryLock(Path(sys.argv[1]))
 lock.acquire_write(concurrent_readers=False)
 lock.note_owner()
@@ -84,7 +84,7 @@ def test_row25_foreign_host_and_future_clock_do_not_free_a_lock(held, tmp_path):
 
 
 def test_text_of_the_owner_is_used_where_the_kernel_does_not_tell(held, tmp_path, monkeypatch):
-    monkeypatch.setattr("megacontext_sdk.memory.locks._KERNEL_LOCKS", tmp_path / "absent")
+    monkeypatch.setattr("megacontext_sdk.memory.directory.locks._KERNEL_LOCKS", tmp_path / "absent")
     told = {"pid": 1, "host": "elsewhere", "boot_id": "", "since": "2999-01-01T00:00:00Z"}
     (tmp_path / "LOCK").write_bytes(msgspec.json.encode(told))
     with pytest.raises(SessionLockedError, match="pid 1 on elsewhere since 2999"):

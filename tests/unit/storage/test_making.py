@@ -15,12 +15,12 @@ from megacontext_sdk.errors import (
     SessionLockedError,
     StorageFullError,
 )
-from megacontext_sdk.memory.forking import fork_memory
-from megacontext_sdk.memory.locks import DirectoryLock
+from megacontext_sdk.memory.directory.forking import fork_memory
+from megacontext_sdk.memory.directory.locks import DirectoryLock
+from megacontext_sdk.memory.directory.manifest import read_meta
+from megacontext_sdk.memory.directory.replay import copy_commits
+from megacontext_sdk.memory.directory.vault import Fingerprints, make_memory
 from megacontext_sdk.memory.lod import Span
-from megacontext_sdk.memory.manifest import read_meta
-from megacontext_sdk.memory.replay import copy_commits
-from megacontext_sdk.memory.vault import Fingerprints, make_memory
 
 
 def ids_of(n, seed=0):

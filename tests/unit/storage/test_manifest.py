@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from megacontext_sdk.errors import ConfigError, CorruptError, FormatVersionError
-from megacontext_sdk.memory.manifest import (
+from megacontext_sdk.memory.directory.manifest import (
     MemoryMeta,
     _digest,
     decode_meta,

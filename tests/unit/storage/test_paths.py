@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megacontext_sdk.errors import ConfigError, ReadOnlyError, StorageError, StorageFullError
-from megacontext_sdk.memory import paths
+from megacontext_sdk.memory.directory import paths
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ from megacontext_sdk.errors import (
     SessionLockedError,
     SessionNotFoundError,
 )
-from megacontext_sdk.memory.head import Head, pack_slot
+from megacontext_sdk.memory.directory.head import Head, pack_slot
+from megacontext_sdk.memory.directory.manifest import read_meta
+from megacontext_sdk.memory.directory.recovery import recover_memory
 from megacontext_sdk.memory.lod import Span
-from megacontext_sdk.memory.manifest import read_meta
-from megacontext_sdk.memory.recovery import recover_memory
 
 
 def ids_of(n, seed=0):

@@ -8,10 +8,8 @@ import pytest
 from megacontext_sdk.builtin.memory_storage import InMemoryStorage
 from megacontext_sdk.contracts.storage import GistBatch, Header
 from megacontext_sdk.memory.chain import FLAG_FORGOTTEN, ROLE_SETTING
-from megacontext_sdk.memory.journal import MessageRecord
-from megacontext_sdk.memory.lod import Span
-from megacontext_sdk.memory.probe import Prober
-from megacontext_sdk.memory.replay import (
+from megacontext_sdk.memory.directory.probe import Prober
+from megacontext_sdk.memory.directory.replay import (
     NOTHING,
     Redaction,
     append_settings,
@@ -19,7 +17,9 @@ from megacontext_sdk.memory.replay import (
     copy_gists,
     touched_nodes,
 )
-from megacontext_sdk.memory.stretch import Place, stretches
+from megacontext_sdk.memory.directory.stretch import Place, stretches
+from megacontext_sdk.memory.journal import MessageRecord
+from megacontext_sdk.memory.lod import Span
 
 
 def ids_of(n, seed=0):

@@ -7,10 +7,10 @@ import pytest
 from megacontext_sdk.builtin.memory_storage import InMemoryStorage
 from megacontext_sdk.contracts.storage import GistBatch
 from megacontext_sdk.errors import CorruptError
+from megacontext_sdk.memory.directory.replay import Redaction, copy_commits
+from megacontext_sdk.memory.directory.scrub import scrub_memory
 from megacontext_sdk.memory.journal import MessageRecord
 from megacontext_sdk.memory.lod import Span
-from megacontext_sdk.memory.replay import Redaction, copy_commits
-from megacontext_sdk.memory.scrub import scrub_memory
 from megacontext_sdk.messages.body import MessageBody, encode_body
 
 N_COMMITS = 20

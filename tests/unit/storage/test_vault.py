@@ -22,10 +22,10 @@ from megacontext_sdk.errors import (
     SessionNotFoundError,
     StorageFullError,
 )
-from megacontext_sdk.memory.head import Head, pack_slot
+from megacontext_sdk.memory.directory.head import Head, pack_slot
+from megacontext_sdk.memory.directory.manifest import encode_meta, read_meta
+from megacontext_sdk.memory.directory.vault import Fingerprints
 from megacontext_sdk.memory.lod import Span
-from megacontext_sdk.memory.manifest import encode_meta, read_meta
-from megacontext_sdk.memory.vault import Fingerprints
 
 
 def ids_of(n, seed=0):
@@ -403,7 +403,7 @@ import numpy as np
 from megacontext_sdk.builtin.memory_storage import InMemoryStorage
 from megacontext_sdk.errors import SessionClosedError
 from megacontext_sdk.memory.journal import MessageRecord
-from megacontext_sdk.memory.vault import Fingerprints, open_memory
+from megacontext_sdk.memory.directory.vault import Fingerprints, open_memory
 memory = open_memory(None, backend="memory", factory=InMemoryStorage,
                      fingerprints=Fingerprints("a", "b"), vocab_size=100)
 one = MessageRecord(0, 3, 0, 1, 3, b"")

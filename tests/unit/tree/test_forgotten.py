@@ -12,11 +12,11 @@ from megacontext_sdk.builtin.memory_storage import InMemoryStorage
 from megacontext_sdk.contracts.gist import GistEncoder
 from megacontext_sdk.contracts.storage import Header
 from megacontext_sdk.errors import ConfigError
+from megacontext_sdk.memory.directory.replay import Redaction, copy_commits
 from megacontext_sdk.memory.forgotten import FORGOTTEN_ID, filled, remaining
 from megacontext_sdk.memory.journal import Journal
 from megacontext_sdk.memory.lod import NodeId, Span
 from megacontext_sdk.memory.precision import PrecisionTable
-from megacontext_sdk.memory.replay import Redaction, copy_commits
 from megacontext_sdk.memory.tree import MegaContextTree
 from megacontext_sdk.runtime.tree_rows import TreeRows
 

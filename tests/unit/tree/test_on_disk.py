@@ -20,7 +20,7 @@ from megacontext_sdk.builtin.mean_gist import MeanGistEncoder
 from megacontext_sdk.memory.journal import MessageRecord
 from megacontext_sdk.memory.lod import Span
 from megacontext_sdk.memory.tree import MegaContextTree
-from megacontext_sdk.memory.vault import Fingerprints, open_memory
+from megacontext_sdk.memory.directory.vault import Fingerprints, open_memory
 from megacontext_sdk.testing.gist import TableServices
 
 what, path, n = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])

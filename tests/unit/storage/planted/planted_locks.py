@@ -5,7 +5,7 @@ import sys
 
 from planted_stores import CarefulStorage
 
-import megacontext_sdk.memory.locks as locks_module
+import megacontext_sdk.memory.directory.locks as locks_module
 
 
 class PosixLocks:

@@ -1,0 +1,1 @@
+"""What leaves a memory and comes into one: bundles, transcripts, other memories."""
