@@ -18,6 +18,7 @@ __all__ = ["MAX_BODY_BYTES", "MessageBody", "check_metadata", "decode_body", "en
 MAX_BODY_BYTES = 16 * 2**20
 MAX_METADATA_BYTES = 64 * 2**10
 MAX_DEPTH = 8
+_MAX_RECALL_BYTES = 2**20  # 50,000 spans; a window shows a few hundred
 _INT_RANGE = range(-(2**63), 2**64)
 
 
@@ -39,6 +40,17 @@ class MessageBody(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
     metadata: dict[str, object] = {}
     origin: str | None = None
     recall: tuple[tuple[int, int], ...] = ()
+
+
+class _StoredBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A body as it lies on the disk: what may unfold to a multiple of its bytes stays folded."""
+
+    text: str | None = None
+    source: str | None = None
+    actor: str | None = None
+    metadata: msgspec.Raw = msgspec.Raw(b"\x80")
+    origin: str | None = None
+    recall: msgspec.Raw = msgspec.Raw(b"\x90")
 
 
 def encode_body(body: MessageBody) -> bytes:
@@ -67,16 +79,36 @@ def decode_body(raw: bytes, where: str = "message body") -> MessageBody:
     """
     if not raw:
         return MessageBody()
+    if len(raw) > MAX_BODY_BYTES:
+        _damaged(where, f"{len(raw):,} bytes")
     try:
-        if len(raw) > MAX_BODY_BYTES:
-            _damaged(where, f"{len(raw):,} bytes")
-        body = msgspec.msgpack.decode(raw, type=MessageBody, ext_hook=_no_extension)
+        stored = msgspec.msgpack.decode(raw, type=_StoredBody, ext_hook=_no_extension)
+        body = _unfolded(stored, where)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         message = f"{where} is damaged and cannot be read; recover the memory from a copy"
         raise CorruptError(message, where=where, offset=None, have_seq=None) from error
     if _is_deeper(body.metadata, MAX_DEPTH):
         _damaged(where, f"metadata deeper than {MAX_DEPTH}")
     return body
+
+
+def _unfolded(stored: _StoredBody, where: str) -> MessageBody:
+    metadata, recall = memoryview(stored.metadata), memoryview(stored.recall)
+    for name, part, most in (
+        ("metadata", metadata, MAX_METADATA_BYTES),
+        ("recall", recall, _MAX_RECALL_BYTES),
+    ):
+        if len(part) > most:
+            _damaged(where, f"{name} above {most:,} bytes")
+    decode = msgspec.msgpack.decode
+    return MessageBody(
+        text=stored.text,
+        source=stored.source,
+        actor=stored.actor,
+        metadata=decode(metadata, type=dict[str, object], ext_hook=_no_extension),
+        origin=stored.origin,
+        recall=decode(recall, type=tuple[tuple[int, int], ...]),
+    )
 
 
 def check_metadata(metadata: object) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from datetime import UTC, datetime, timedelta, timezone
 
 import msgspec
@@ -319,6 +320,20 @@ def test_a_damaged_or_hostile_body_is_corrupt(raw):
     with pytest.raises(CorruptError) as caught:
         decode_body(raw, "body of message 5")
     assert "body of message 5" == caught.value.where
+
+
+@pytest.mark.parametrize("field", [b"\xa8metadata\x81\xa1k", b"\xa6recall"])
+def test_a_bomb_in_a_body_is_refused_before_it_unfolds(field):
+    n = 8 * 2**20
+    raw = b"\x81" + field + b"\xdd" + n.to_bytes(4, "big") + b"\x90" * n  # n empty lists
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptError, match="above"):
+            decode_body(raw)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(raw)
 
 
 def test_metadata_with_revival_keys_stays_a_plain_map():
