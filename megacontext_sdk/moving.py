@@ -80,7 +80,7 @@ class Moving:
         self,
         path: str | Path,
         *,
-        format: str = "bundle",  # noqa: A002 - what it is called everywhere
+        format: str | None = None,  # noqa: A002 - what it is called everywhere
         progress: Progress | None = None,
     ) -> Exported:
         """Write the memory into one file that did not exist before; a failure leaves none.
@@ -90,7 +90,8 @@ class Moving:
 
         Args:
             path: of the new file.
-            format: "bundle" is the whole memory, to be loaded again anywhere; "jsonl" its chat
+            format: by default by the name: "jsonl" if that ends in `.jsonl`, else "bundle".
+                A bundle is the whole memory, to be loaded again anywhere; "jsonl" its chat
                 messages, one JSON object per line, for people and other tools.
             progress: called with tokens done and tokens in all.
 
@@ -113,11 +114,9 @@ class Moving:
             'My cat is called Turing.'
             >>> folder.cleanup()
         """
-        if not isinstance(format, str) or format not in _FORMATS:
-            message = f"format={shown(format)} is unknown; use 'bundle' or 'jsonl'"
-            raise ConfigError(message, field="format", value=shown(format))
         check_progress(progress)
         place = check_location(path)
+        form = _format_of(place, format)
         if os.path.lexists(place):
             message = f"{place} exists already; choose another path, or remove it first"
             raise ConfigError(message, field="path", value=str(place))
@@ -125,10 +124,10 @@ class Moving:
         parts = self._parts
         if parts.read_only:
             with self._reading():
-                return self._export(place, format, parts.journal.seq, progress)
+                return self._export(place, form, parts.journal.seq, progress)
         with self._writing():
             parts.journal.flush()
-            return self._noted(place, format, progress)
+            return self._noted(place, form, progress)
 
     def _noted(self, place: Path, form: str, progress: Progress | None) -> Exported:
         """Note the export, then make it: what exists is known, whenever the process is killed."""
@@ -321,6 +320,20 @@ class Moving:
             return scrub_memory(memory, progress=progress, bytes_per_second=bytes_per_second)
         finally:
             memory.close()
+
+
+def _format_of(place: Path, given: object) -> str:
+    """Return the format of an export: the one that was asked for, or what its name says."""
+    is_transcript = place.suffix == _TRANSCRIPT
+    if given is None:
+        return "jsonl" if is_transcript else "bundle"
+    if not isinstance(given, str) or given not in _FORMATS:
+        message = f"format={shown(given)} is unknown; use 'bundle' or 'jsonl'"
+        raise ConfigError(message, field="format", value=shown(given))
+    if given == "bundle" and is_transcript:
+        message = f"{place} would be loaded as chat messages; give a bundle another ending"
+        raise ConfigError(message, field="path", value=str(place))
+    return given
 
 
 class _Arrival:

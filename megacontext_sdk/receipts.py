@@ -153,7 +153,7 @@ class Snapshot(Result):
     Attributes:
         name: as given.
         seq: last commit it covers.
-        n_tokens, n_messages: length of the history there.
+        n_tokens, n_messages: length of the history there; settings count as messages.
         ts_us: when it was taken, microseconds since 1970.
     """
 

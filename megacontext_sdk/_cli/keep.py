@@ -145,8 +145,9 @@ def export(
     target: Annotated[Path, typer.Argument(help="The new file.")],
     *,
     format: Annotated[  # noqa: A002 - the name of the option
-        str, typer.Option(help="bundle (everything) or jsonl (chat messages).")
-    ] = "bundle",
+        str | None,
+        typer.Option(help="bundle (everything) or jsonl (chat messages); by the name if absent."),
+    ] = None,
     model: Model = None,
     storage: Storage = None,
 ) -> None:

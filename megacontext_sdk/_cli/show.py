@@ -119,10 +119,10 @@ def checks(console: Console, found: Iterable[Check]) -> None:
 
 def snapshots(console: Console, found: Iterable[Snapshot]) -> None:
     """Show the snapshots of a memory."""
-    table = Table("name", "tokens", "messages", "commit", "taken", box=None)
+    table = Table("name", "tokens", "commit", "taken", box=None)
     for one in found:
         taken = datetime.fromtimestamp(one.ts_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-        counts = (f"{one.n_tokens:,}", f"{one.n_messages:,}", f"{one.seq:,}", taken)
+        counts = (f"{one.n_tokens:,}", f"{one.seq:,}", taken)
         table.add_row(*(Text(cell) for cell in (one.name, *counts)))
     console.print(table if table.row_count else Text("no snapshots", style="yellow"))
 

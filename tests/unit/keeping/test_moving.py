@@ -46,12 +46,22 @@ def essence(session):
     ]
 
 
+def test_a_bundle_is_not_written_where_it_could_not_be_loaded_from(place, tmp_path):
+    with place.open() as session:
+        told(session)
+        with pytest.raises(errors.ConfigError) as caught:
+            session.export(tmp_path / "out.jsonl", format="bundle")
+        assert "path" == caught.value.field
+        assert not (tmp_path / "out.jsonl").exists()
+        assert "jsonl" == session.export(tmp_path / "lines.txt", format="jsonl").format
+
+
 @pytest.mark.parametrize("form", ["bundle", "jsonl"])
 def test_messages_come_through_whole(place, load, tmp_path, form):
     target = tmp_path / f"out.{form}"
     with place.open() as session:
         told(session)
-        exported = session.export(target, format=form)
+        exported = session.export(target)
         assert (str(target), form) == (exported.path, exported.format)
         assert target.stat().st_size == exported.n_bytes
         with load(target) as copy:
@@ -156,7 +166,7 @@ def test_a_file_that_exists_is_left_alone(place, tmp_path, chain):
     assert "mine" == target.read_text()
 
 
-@pytest.mark.parametrize("form", ["pickle", "", None, 1, b"bundle"])
+@pytest.mark.parametrize("form", ["pickle", "", 1, b"bundle"])
 def test_an_unknown_format_is_refused(place, tmp_path, form):
     with place.open() as session, pytest.raises(errors.ConfigError) as caught:
         session.export(tmp_path / "out", format=form)
