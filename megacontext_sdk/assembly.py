@@ -18,7 +18,7 @@ from megacontext_sdk.arguments import check_flags
 from megacontext_sdk.builtin.mean_gist import MeanGistEncoder
 from megacontext_sdk.builtin.recency import RecencyFocus
 from megacontext_sdk.config import Config
-from megacontext_sdk.errors import ConfigError, MegaContextError, StorageError, shown
+from megacontext_sdk.errors import ConfigError, MegaContextError, shown
 from megacontext_sdk.events import SessionOpenedEvent
 from megacontext_sdk.focus.refocus import Refocuser
 from megacontext_sdk.focus.view import ViewBuilder
@@ -240,27 +240,26 @@ class Wiring:
         name: str = "",
     ) -> OpenedMemory:
         info, settings = self.adapter.info, self.config.storage
-        with self.providers.plugins.find("storage", self.providers.storage).guard(StorageError):
-            memory = open_memory(
-                path,
-                backend=self.providers.storage,
-                factory=self.providers.store_factory(),
-                fingerprints=self.fingerprints,
-                vocab_size=info.vocab_size,
-                read_only=self.read_only,
-                create=create,
-                durability=settings.durability,
-                clock=_now_us,
-                timeout=settings.lock_timeout_seconds,
-                allow_network_fs=settings.allow_network_fs,
-                adopt_base=settings.adopt_model,
-                at_seq=at_seq,
-                root=root,
-                name=name,
-            )
-            if not self.read_only:
-                _finish(memory)
-            return memory
+        memory = open_memory(
+            path,
+            backend=self.providers.storage,
+            factory=self.providers.store_factory(),
+            fingerprints=self.fingerprints,
+            vocab_size=info.vocab_size,
+            read_only=self.read_only,
+            create=create,
+            durability=settings.durability,
+            clock=_now_us,
+            timeout=settings.lock_timeout_seconds,
+            allow_network_fs=settings.allow_network_fs,
+            adopt_base=settings.adopt_model,
+            at_seq=at_seq,
+            root=root,
+            name=name,
+        )
+        if not self.read_only:
+            _finish(memory)
+        return memory
 
     def parts(self, memory: OpenedMemory) -> Parts:
         """Put the rooms together over an opened memory."""

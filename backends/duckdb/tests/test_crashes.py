@@ -9,4 +9,4 @@ from megacontext_sdk.testing import CrashConformance
 class TestDuckDBCrashes(CrashConformance):
     storage = "megacontext_duckdb.store:DuckDBStorage"
     log_glob = "data-*/memory.duckdb.wal"
-    log_step = 16
+    log_step = 8
