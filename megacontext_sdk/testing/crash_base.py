@@ -5,21 +5,20 @@ The attributes of `CrashBase` are what a backend declares about itself; nothing 
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from megacontext_sdk.testing.kit import Kit
 from megacontext_sdk.testing.scenarios import store_class
+from megacontext_sdk.testing.scratch import scratch_folder
 from megacontext_sdk.testing.story import PLAIN, kept
 from megacontext_sdk.testing.victims import Victims
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from megacontext_sdk.contracts.disk import Disk
     from megacontext_sdk.memory.directory.stores import StorageFactory
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from megacontext_sdk.testing.story import Story, Truth
 
 __all__ = ["CrashBase", "told"]
-
-_MEMORY_DISK = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
-
 
 _VICTIMS = pytest.StashKey[Victims]()
 
@@ -74,8 +70,7 @@ class CrashBase(Kit):
     @pytest.fixture
     def copies(self) -> Iterator[Path]:
         """Return a folder for many short-lived copies, in memory where there is such a disk."""
-        place = _MEMORY_DISK if os.access(_MEMORY_DISK, os.W_OK) else None
-        folder = Path(tempfile.mkdtemp(dir=place))
+        folder = scratch_folder()
         yield folder
         shutil.rmtree(folder, ignore_errors=True)
 

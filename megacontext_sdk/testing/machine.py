@@ -8,8 +8,6 @@ or switching generations loses, shows. The lists say what the messages are, whoe
 from __future__ import annotations
 
 import shutil
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
@@ -23,8 +21,11 @@ from megacontext_sdk.plugins import Plugins
 from megacontext_sdk.records import StorageSpec
 from megacontext_sdk.session import MemorySession
 from megacontext_sdk.testing.encoders import NumberedMean
+from megacontext_sdk.testing.scratch import scratch_folder
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from megacontext_sdk.results import Appended
 
 __all__ = ["SessionMachine", "open_session", "plugins_of"]
@@ -105,8 +106,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        shm = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
-        self.folder = Path(tempfile.mkdtemp(dir=shm if shm.is_dir() else None))
+        self.folder = scratch_folder()
         self.plugins = plugins_of(self.storage)
         self.path = self.folder / "0.mc"
         self.session = open_session(self.path, self.plugins)
