@@ -30,6 +30,12 @@ __all__ = ["CrashBase", "told"]
 _VICTIMS = pytest.StashKey[Victims]()
 
 
+def _close_victims(node: pytest.Item | pytest.Collector) -> None:
+    """End the victims of a class; whoever runs its tests in several goes gets new ones."""
+    node.stash[_VICTIMS].close()
+    del node.stash[_VICTIMS]
+
+
 class CrashBase(Kit):
     """Declarations and fixtures of `CrashConformance`.
 
@@ -58,7 +64,7 @@ class CrashBase(Kit):
         node = request.node.getparent(pytest.Class) or request.node
         if _VICTIMS not in node.stash:
             node.stash[_VICTIMS] = Victims(self.storage)
-            node.addfinalizer(node.stash[_VICTIMS].close)
+            node.addfinalizer(lambda: _close_victims(node))
         found: Victims = node.stash[_VICTIMS]
         return found
 
