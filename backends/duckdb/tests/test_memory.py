@@ -2,13 +2,11 @@
 
 import hashlib
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -19,29 +17,12 @@ from megacontext_duckdb.store import DuckDBStorage
 from megacontext_sdk.builtin.memory_storage import InMemoryStorage
 from megacontext_sdk.contracts.storage import GistBatch
 from megacontext_sdk.errors import (
-    CommittedDataLostError,
     ConfigError,
-    CorruptError,
     SessionClosedError,
     SessionLockedError,
 )
-from megacontext_sdk.memory.directory.head import Head, pack_slot
 from megacontext_sdk.memory.journal import MessageRecord
 from megacontext_sdk.memory.lod import Span
-
-APPENDING = """
-memory = opened()
-acknowledge(0)
-seq = memory.journal.seq
-while True:
-    seq += 1
-    ticket = append(memory, seq)
-    gists(memory)
-    if seq % 40 == 0:
-        memory.journal.flush()
-    ticket.wait()
-    acknowledge(seq)
-"""
 
 
 def acknowledged(data):
@@ -50,6 +31,14 @@ def acknowledged(data):
         (int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data) // 8 * 8, 8)),
         default=0,
     )
+
+
+def content_hash(folder):
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def check_content(journal, content):
@@ -64,25 +53,6 @@ def check_content(journal, content):
     found = journal.gists(0, 1, np.arange(count))
     assert found.present.all()
     assert (np.arange(count) % 251).tolist() == found.rows[:, 0].tolist() if count else True
-
-
-def test_row09_kill_at_random_times_loses_nothing_acknowledged(tmp_path, victim, opened, content):
-    rng = random.Random(9)
-    path = tmp_path / "alice.mc"
-    last = 0
-    for _ in range(6):
-        process = victim(APPENDING, path)
-        data = process.stdout.read(8)  # open
-        data += process.stdout.read(8 * rng.randrange(1, 60))
-        process.send_signal(signal.SIGKILL)
-        data += process.communicate()[0]
-        assert acknowledged(data) > last
-        last = acknowledged(data)
-        memory = opened()
-        assert memory.journal.seq >= last
-        check_content(memory.journal, content)
-        last = memory.journal.seq
-        memory.close()
 
 
 DYING = """
@@ -180,107 +150,6 @@ def test_row09_kill_while_creating_leaves_a_path_that_opens(
     memory = opened()
     append(memory, [1, 2, 3])
     assert 3 == memory.journal.n_tokens
-
-
-@pytest.fixture
-def logged(tmp_path, run_victim):
-    """A memory whose 30 commits are in the write-ahead log, with the log's size after each."""
-    out = run_victim(
-        """
-memory = opened()
-memory.journal.flush()
-log = memory.journal._storage._engine.log
-for seq in range(1, 31):
-    append(memory, seq).wait()
-    acknowledge(log.stat().st_size)
-os._exit(0)
-""",
-        tmp_path / "alice.mc",
-    )
-    sizes = [int.from_bytes(out[at : at + 8], "little") for at in range(0, len(out), 8)]
-    return tmp_path / "alice.mc", sizes
-
-
-def content_hash(folder):
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def test_row08_a_cut_log_is_never_silent(logged, tmp_path, opened):
-    path, sizes = logged
-    rng = random.Random(8)
-    cuts = sorted({rng.randrange(sizes[-1]) for _ in range(16)} | {0, sizes[-2], sizes[-1] - 1})
-    for cut in cuts:
-        copy = tmp_path / f"cut-{cut}.mc"
-        shutil.copytree(path, copy)
-        os.truncate(copy / "data-000001" / "memory.duckdb.wal", cut)
-        before = content_hash(copy)
-        with pytest.raises((CommittedDataLostError, CorruptError)) as caught:
-            opened(copy)
-        if isinstance(caught.value, CommittedDataLostError):
-            assert 30 == caught.value.want_seq
-            assert sum(size <= cut for size in sizes) >= caught.value.have_seq
-        assert before == content_hash(copy)
-        shutil.rmtree(copy)
-
-
-def test_row08_a_cut_after_the_acknowledged_part_recovers_to_the_last_commit(
-    logged, tmp_path, opened, content
-):
-    path, sizes = logged
-    reader = opened(path, read_only=True)
-    chain = reader.journal._storage.read_commits(27, 28)["chain"].tobytes()
-    reader.close()
-    rng = random.Random(88)
-    for kept in (27, 28, 29):
-        copy = tmp_path / f"kept-{kept}.mc"
-        shutil.copytree(path, copy)
-        (copy / "HEAD").write_bytes(pack_slot(Head(1, 27, chain)) * 2)
-        cut = rng.randrange(sizes[kept - 1], sizes[kept])
-        os.truncate(copy / "data-000001" / "memory.duckdb.wal", cut)
-        memory = opened(copy)
-        assert kept == memory.journal.seq
-        check_content(memory.journal, content)
-        memory.close()
-        assert kept == opened(copy).journal.seq
-
-
-def test_row08_bit_flips_in_the_log_are_detected_or_harmless(logged, tmp_path, opened, content):
-    path, _ = logged
-    rng = random.Random(80)
-    for _ in range(12):
-        copy = tmp_path / "flipped.mc"
-        shutil.copytree(path, copy)
-        log = copy / "data-000001" / "memory.duckdb.wal"
-        data = bytearray(log.read_bytes())
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        log.write_bytes(data)
-        before = content_hash(copy)
-        try:
-            memory = opened(copy)
-        except CorruptError:
-            assert before == content_hash(copy)
-        else:
-            assert 30 == memory.journal.seq
-            check_content(memory.journal, content)
-            memory.close()
-        shutil.rmtree(copy)
-
-
-def test_missing_files_are_typed_and_nothing_is_made(logged, tmp_path, opened):
-    path, _ = logged
-    for name in ("data-000001/memory.duckdb", "data-000001/memory.duckdb.wal", "HEAD"):
-        copy = tmp_path / "missing.mc"
-        shutil.copytree(path, copy)
-        (copy / name).unlink()
-        before = content_hash(copy)
-        with pytest.raises(CorruptError):
-            opened(copy)
-        assert before == content_hash(copy)
-        shutil.rmtree(copy)
 
 
 # --- one writer -------------------------------------------------------------------------------
@@ -486,32 +355,3 @@ def test_durability_it_does_not_offer_is_refused(opened):
     with pytest.raises(ConfigError, match="durability"):
         opened(durability="os")
     assert frozenset({"sync"}) == DuckDBStorage.capabilities.durability
-
-
-def test_writers_and_readers_in_threads_see_committed_prefixes(opened):
-    memory = opened()
-    journal = memory.journal
-    content = np.random.default_rng(0).integers(0, 50_000, 32 * 150).astype(np.int32)
-    stop, problems = threading.Event(), []
-
-    def read():
-        rng = np.random.default_rng(0)
-        while not stop.is_set():
-            n = journal.n_tokens
-            start = int(rng.integers(0, n + 1))
-            if not np.array_equal(content[start:n], journal.token_ids(Span(start, n))):
-                problems.append((start, n))
-
-    readers = [threading.Thread(target=read) for _ in range(3)]
-    for reader in readers:
-        reader.start()
-    for at in range(0, len(content), 32):
-        ids = content[at : at + 32]
-        journal.append(ids, [MessageRecord(0, 3, 0, 1, 32, b"")])
-        if at % 1_600 == 0:
-            journal.flush()
-    stop.set()
-    for reader in readers:
-        reader.join()
-    assert [] == problems
-    assert np.array_equal(content, journal.token_ids(Span(0, len(content))))

@@ -1,9 +1,8 @@
-"""Bundles of DuckDB memories: the same bytes as of any other storage, and back again."""
+"""Bundles of every storage on disk that is installed: the same bytes of all, and back again."""
 
 import numpy as np
 import pytest
 
-from megacontext_duckdb.store import DuckDBStorage
 from megacontext_sdk.builtin.memory_storage import InMemoryStorage
 from megacontext_sdk.contracts.storage import GistBatch, Header
 from megacontext_sdk.memory.directory.manifest import MemoryMeta
@@ -11,6 +10,7 @@ from megacontext_sdk.memory.directory.opened import Fingerprints
 from megacontext_sdk.memory.exchange.bundle import write_bundle
 from megacontext_sdk.memory.exchange.loading import load_memory
 from megacontext_sdk.memory.journal import Journal, MessageRecord
+from megacontext_sdk.plugins import default_plugins
 
 META = MemoryMeta(
     uuid="0" * 32,
@@ -21,15 +21,32 @@ META = MemoryMeta(
     base_fp="a",
     tokenizer_fp="b",
 )
-TARGET = {
-    "backend": "duckdb",
-    "factory": DuckDBStorage,
-    "fingerprints": Fingerprints("a", "b"),
-    "vocab_size": 50_000,
-    "width": 8,
-    "factory_of": lambda _name: DuckDBStorage,
-    "trust": "keep",
-}
+DURABLE = [name for name in ("duckdb", "filesystem") if name in default_plugins().names("storage")]
+
+
+@pytest.fixture(params=DURABLE)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def make(name):
+    """Make an unopened store of a folder."""
+    return default_plugins().resolve("storage", name)
+
+
+@pytest.fixture
+def target(name, make):
+    """Where a bundle is loaded into."""
+    return {
+        "backend": name,
+        "factory": make,
+        "fingerprints": Fingerprints("a", "b"),
+        "vocab_size": 50_000,
+        "width": 8,
+        "factory_of": lambda _name: make,
+        "trust": "keep",
+    }
 
 
 def written(store):
@@ -65,11 +82,11 @@ def written(store):
 
 
 @pytest.fixture
-def bundle(tmp_path):
-    store = written(DuckDBStorage(tmp_path / "data"))
-    write_bundle(store, META, tmp_path / "duckdb.bundle")
+def bundle(tmp_path, name, make):
+    store = written(make(tmp_path / "data"))
+    write_bundle(store, META, tmp_path / f"{name}.bundle")
     store.close()
-    return tmp_path / "duckdb.bundle"
+    return tmp_path / f"{name}.bundle"
 
 
 def test_a_bundle_does_not_tell_which_storage_it_comes_from(tmp_path, bundle):
@@ -77,24 +94,24 @@ def test_a_bundle_does_not_tell_which_storage_it_comes_from(tmp_path, bundle):
     assert (tmp_path / "memory.bundle").read_bytes() == bundle.read_bytes()
 
 
-def test_a_loaded_bundle_holds_the_same_history(tmp_path, bundle):
+def test_a_loaded_bundle_holds_the_same_history(tmp_path, bundle, make, target):
     source = written(InMemoryStorage(tmp_path)).state()
-    load_memory(bundle, into=tmp_path / "b.mc", **TARGET)
-    store = DuckDBStorage(tmp_path / "b.mc" / "data-000001")
+    load_memory(bundle, into=tmp_path / "b.mc", **target)
+    store = make(tmp_path / "b.mc" / "data-000001")
     store.open("read", Header(block_bytes=64))
     assert source.chain == store.read_commits(source.seq, source.seq + 1)["chain"].tobytes()
     assert source.gist_rows == store.state().gist_rows
     store.close()
 
 
-def test_a_directory_is_copied_without_a_model(tmp_path, bundle):
-    load_memory(bundle, into=tmp_path / "b.mc", **TARGET)
+def test_a_directory_is_copied_without_a_model(tmp_path, bundle, make, target):
+    load_memory(bundle, into=tmp_path / "b.mc", **target)
     meta = load_memory(
         tmp_path / "b.mc",
         into=tmp_path / "c.mc",
-        **TARGET | {"fingerprints": Fingerprints("other", "b")},
+        **target | {"fingerprints": Fingerprints("other", "b")},
     )
-    store = DuckDBStorage(tmp_path / "c.mc" / "data-000001")
+    store = make(tmp_path / "c.mc" / "data-000001")
     store.open("read", Header(block_bytes=64))
     assert "other" == meta.base_fp
     assert 302 + 1 == store.state().seq
