@@ -1,101 +1,28 @@
-"""The journal over the in-memory store: positions, overlay, keys, settings, failures."""
+"""The journal over the in-memory store: positions, overlay, gists, keys, settings."""
 
-import pickle
 import threading
-from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from megacontext_sdk.builtin.memory_storage import InMemoryStorage
-from megacontext_sdk.contracts.storage import GistBatch, Header
+from megacontext_sdk.contracts.storage import GistBatch
 from megacontext_sdk.errors import (
     ConfigError,
     InvariantError,
     QuotaError,
-    ReadOnlyError,
-    SessionClosedError,
-    StorageFullError,
 )
 from megacontext_sdk.memory import chain as chain_module
 from megacontext_sdk.memory.chain import FLAG_CONTINUES, ROLE_SETTING, split
-from megacontext_sdk.memory.journal import OP_GENERATE, Journal, MessageRecord
+from megacontext_sdk.memory.journal import OP_GENERATE
 from megacontext_sdk.memory.keys import KEPT_COMMITS, KeyTable
 from megacontext_sdk.memory.lod import Span
-
-ROOT = bytes(range(16))
-
-
-def make_journal(storage=None, *, token_bytes=2, mode="create", **options):
-    storage = storage or InMemoryStorage(Path("in-memory"))
-    storage.open(mode, Header(block_bytes=32 * token_bytes))
-    ticks = count(1_700_000_000_000_000)
-    return Journal(
-        storage, root=ROOT, token_bytes=token_bytes, clock=lambda: next(ticks), **options
-    )
-
-
-def ids_of(n, seed=0):
-    return np.random.default_rng(seed).integers(0, 60_000, n).astype(np.int32)
-
-
-def message(n_tokens, body=b"text", **changes):
-    fields = {"role": 0, "trust": 3, "flags": 0, "ts_us": 7, "n_tokens": n_tokens, "body": body}
-    return MessageRecord(**{**fields, **changes})
-
-
-def append(journal, ids, **options):
-    return journal.append(ids, [message(len(ids))], **options)
-
-
-def gist_batch(first, stop, *, lod=1, version=0, row_bytes=8):
-    nodes = np.arange(first, stop, dtype=np.uint64)
-    rows = np.repeat((nodes % 251).astype(np.uint8)[:, None], row_bytes, axis=1)
-    trust = np.full(len(nodes), 3, np.uint8)
-    return GistBatch(version=version, lod=lod, nodes=nodes, trust=trust, rows=rows)
-
-
-class GatedStorage(InMemoryStorage):
-    """Holds each commit until told to go on, and fails it when told so."""
-
-    def __init__(self, path):
-        super().__init__(path)
-        self.gate = threading.Event()
-        self.gate.set()
-        self.failure = None
-        self.batches = []
-
-    def commit(self, batch, *, sync=True):
-        self.gate.wait()
-        if self.failure is not None:
-            raise self.failure
-        self.batches.append(len(batch.commits))
-        super().commit(batch, sync=sync)
-
-
-@pytest.fixture
-def gated():
-    storage = GatedStorage(Path("gated"))
-    journal = make_journal(storage)
-    yield journal, storage
-    storage.gate.set()
-    journal.close()
-
-
-@pytest.fixture
-def journal():
-    journal = make_journal()
-    yield journal
-    journal.close()
-
-
-# --- positions and reads ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("token_bytes", [2, 4])
 @pytest.mark.parametrize("sizes", [[1000], [1] * 70, [31, 1, 32, 33, 64, 500], [0, 5, 0, 40]])
-def test_tokens_read_back_whatever_the_sizes(sizes, token_bytes):
+def test_tokens_read_back_whatever_the_sizes(make_journal, ids_of, append, sizes, token_bytes):
     journal = make_journal(token_bytes=token_bytes)
     ids = ids_of(sum(sizes))
     at = 0
@@ -118,7 +45,7 @@ def test_tokens_read_back_whatever_the_sizes(sizes, token_bytes):
     journal.close()
 
 
-def test_appends_are_visible_before_they_are_durable(gated):
+def test_appends_are_visible_before_they_are_durable(ids_of, append, gated):
     journal, storage = gated
     append(journal, ids_of(50)).wait()
     storage.gate.clear()
@@ -140,7 +67,7 @@ def test_appends_are_visible_before_they_are_durable(gated):
     assert Span(50, 150) == ticket.wait().span
 
 
-def test_what_waits_during_a_flush_goes_out_together(gated):
+def test_what_waits_during_a_flush_goes_out_together(ids_of, append, gated):
     journal, storage = gated
     storage.gate.clear()
     tickets = [append(journal, ids_of(3, seed)) for seed in range(20)]
@@ -150,7 +77,7 @@ def test_what_waits_during_a_flush_goes_out_together(gated):
     assert len(storage.batches) <= 2
 
 
-def test_chain_depends_on_content_and_order_and_root_only():
+def test_chain_depends_on_content_and_order_and_root_only(make_journal, ids_of, append):
     def chain_of(parts, **options):
         journal = make_journal(**options)
         for part in parts:
@@ -168,19 +95,19 @@ def test_chain_depends_on_content_and_order_and_root_only():
     assert chain_of([first, second]) != chain_of([np.concatenate([first, second])])
 
 
-def test_chain_equals_the_definition_by_hand(journal):
+def test_chain_equals_the_definition_by_hand(ids_of, message, journal):
     from hashlib import blake2b
 
     ids = ids_of(5)
     journal.append(ids, [message(2, b"ab"), message(3, b"c")], ts_us=9).wait()
     row = journal._storage.read_commits(1, 2).tobytes()
     rows = journal.messages(0, 2).tobytes()
-    by_hand = ROOT + row[:72] + ids.astype("<u4").tobytes()
+    by_hand = bytes(range(16)) + row[:72] + ids.astype("<u4").tobytes()
     by_hand += rows[:24] + b"\x02\0\0\0ab" + rows[24:] + b"\x01\0\0\0c"
     assert blake2b(by_hand, digest_size=16).digest() == journal.chain == row[72:]
 
 
-def test_receipt_and_message_rows_say_where_things_are(journal):
+def test_receipt_and_message_rows_say_where_things_are(ids_of, message, append, journal):
     ids = ids_of(10)
     drafts = [message(4, b"a", role=1, trust=2), message(0, b"b"), message(6, b"c", flags=1)]
     append(journal, ids_of(7))
@@ -198,7 +125,7 @@ def test_receipt_and_message_rows_say_where_things_are(journal):
     assert [b"c", b"a"] == journal.bodies(np.array([3, 1]))
 
 
-def test_message_at_agrees_with_brute_force():
+def test_message_at_agrees_with_brute_force(make_journal, ids_of, message):
     rng = np.random.default_rng(3)
     journal = make_journal()
     owners = []
@@ -216,7 +143,7 @@ def test_message_at_agrees_with_brute_force():
     journal.close()
 
 
-def test_message_at_reads_few_rows_of_a_long_history():
+def test_message_at_reads_few_rows_of_a_long_history(make_journal, ids_of, message):
     reads = []
 
     class Counting(InMemoryStorage):
@@ -233,7 +160,7 @@ def test_message_at_reads_few_rows_of_a_long_history():
     journal.close()
 
 
-def test_arrays_handed_out_are_read_only(journal):
+def test_arrays_handed_out_are_read_only(ids_of, append, gist_batch, journal):
     append(journal, ids_of(70))
     journal.put_gists(gist_batch(0, 2))
     found = journal.gists(0, 1, np.arange(2))
@@ -249,7 +176,7 @@ def test_arrays_handed_out_are_read_only(journal):
             array[:1] = array[:1]
 
 
-def test_the_callers_array_may_change_after_append(gated):
+def test_the_callers_array_may_change_after_append(ids_of, append, gated):
     journal, storage = gated
     storage.gate.clear()
     ids = ids_of(40)
@@ -260,14 +187,14 @@ def test_the_callers_array_may_change_after_append(gated):
 
 
 @pytest.mark.parametrize("span", [Span(-1, 3), Span(5, 4), Span(0, 71), Span(71, 71)])
-def test_span_outside_the_history_is_refused_with_the_range(journal, span):
+def test_span_outside_the_history_is_refused_with_the_range(ids_of, append, journal, span):
     append(journal, ids_of(70))
     with pytest.raises(ConfigError, match=r"\[0, 70\)") as caught:
         journal.token_ids(span)
     assert "span" == caught.value.field
 
 
-def test_unknown_numbers_are_lookup_errors(journal):
+def test_unknown_numbers_are_lookup_errors(ids_of, append, journal):
     append(journal, ids_of(70))
     for read in (
         lambda: journal.blocks(np.array([2])),
@@ -282,24 +209,21 @@ def test_unknown_numbers_are_lookup_errors(journal):
 @pytest.mark.parametrize(
     "bad", [[-1], [65_535], [1.5], [[1]], [True], [2**40]], ids=lambda bad: str(bad)
 )
-def test_bad_token_ids_are_refused_and_nothing_is_kept(journal, bad):
+def test_bad_token_ids_are_refused_and_nothing_is_kept(append, journal, bad):
     with pytest.raises(ConfigError) as caught:
         append(journal, np.array(bad))
     assert "token_ids" == caught.value.field
     assert 0 == journal.seq
 
 
-def test_messages_must_tile_the_tokens(journal):
+def test_messages_must_tile_the_tokens(ids_of, message, journal):
     for messages in ([], [message(3)], [message(5)], [message(6), message(-2)]):
         with pytest.raises(InvariantError):
             journal.append(ids_of(4), messages)
     assert 0 == journal.seq
 
 
-# --- gists ------------------------------------------------------------------------------------
-
-
-def test_gists_are_readable_at_once_and_follow_their_tokens(gated):
+def test_gists_are_readable_at_once_and_follow_their_tokens(ids_of, append, gist_batch, gated):
     journal, storage = gated
     append(journal, ids_of(64)).wait()
     journal.put_gists(gist_batch(0, 2))
@@ -318,7 +242,7 @@ def test_gists_are_readable_at_once_and_follow_their_tokens(gated):
     assert [3, 0, 2, 0] == journal.gists(0, 1, np.array([3, 0, 2, 9])).rows[:, 0].tolist()
 
 
-def test_gists_out_of_order_or_misshapen_are_refused(journal):
+def test_gists_out_of_order_or_misshapen_are_refused(ids_of, append, gist_batch, journal):
     append(journal, ids_of(320))
     journal.put_gists(gist_batch(0, 2))
     good = gist_batch(2, 4)
@@ -337,19 +261,16 @@ def test_gists_out_of_order_or_misshapen_are_refused(journal):
     assert 2 == journal.gist_count(0, 1)
 
 
-def test_missing_gists_are_absent_not_errors(journal):
+def test_missing_gists_are_absent_not_errors(ids_of, append, journal):
     append(journal, ids_of(64))
     found = journal.gists(5, 1, np.array([0, 1]))
     assert [False, False] == found.present.tolist()
 
 
-# --- idempotency ------------------------------------------------------------------------------
-
-
 KEY = b"0123456789abcdef"
 
 
-def test_same_key_and_content_is_stored_once(journal):
+def test_same_key_and_content_is_stored_once(ids_of, append, journal):
     first = append(journal, ids_of(50), key=KEY).wait()
     append(journal, ids_of(9))
     again = append(journal, ids_of(50), key=KEY).wait()
@@ -363,7 +284,7 @@ def test_same_key_and_content_is_stored_once(journal):
     assert 59 == journal.n_tokens
 
 
-def test_same_key_while_the_first_is_in_flight_waits_for_it(gated):
+def test_same_key_while_the_first_is_in_flight_waits_for_it(ids_of, append, gated):
     journal, storage = gated
     storage.gate.clear()
     append(journal, ids_of(50), key=KEY)
@@ -374,7 +295,7 @@ def test_same_key_while_the_first_is_in_flight_waits_for_it(gated):
     assert 50 == journal.n_tokens
 
 
-def test_same_key_with_other_content_is_refused(journal):
+def test_same_key_with_other_content_is_refused(ids_of, message, append, journal):
     append(journal, ids_of(50), key=KEY)
     for ids, body in ((ids_of(50, 1), b"text"), (ids_of(49), b"text"), (ids_of(50), b"other")):
         with pytest.raises(ConfigError) as caught:
@@ -383,7 +304,7 @@ def test_same_key_with_other_content_is_refused(journal):
     assert 1 == journal.seq
 
 
-def test_keys_are_found_after_reopening():
+def test_keys_are_found_after_reopening(make_journal, ids_of, append):
     storage = InMemoryStorage(Path("again"))
     journal = make_journal(storage)
     for seed in range(5):
@@ -397,7 +318,7 @@ def test_keys_are_found_after_reopening():
 
 
 @pytest.mark.parametrize("key", [b"short", b"x" * 10_000, "0123456789abcdef", bytes(16)])
-def test_key_that_is_none_is_refused(journal, key):
+def test_key_that_is_none_is_refused(ids_of, append, journal, key):
     with pytest.raises(ConfigError) as caught:
         append(journal, ids_of(3), key=key)
     assert "idempotency_key" == caught.value.field
@@ -418,10 +339,7 @@ def test_key_table_keeps_the_newest_commits_only():
     assert table.find(keys[-1], head) is None
 
 
-# --- large appends ----------------------------------------------------------------------------
-
-
-def test_split_cuts_long_messages_and_keeps_every_token():
+def test_split_cuts_long_messages_and_keeps_every_token(ids_of, message):
     ids = ids_of(1_000)
     parts = split(ids, [message(300, b"a"), message(0, b"b"), message(700, b"c")], limit=1_000)
     assert np.array_equal(ids, np.concatenate([part for part, _, _ in parts]))
@@ -443,7 +361,9 @@ def test_split_of_nothing_is_one_empty_commit():
     assert [] == parts[0][1]
 
 
-def test_large_append_becomes_several_commits_with_one_receipt_and_resumes(monkeypatch):
+def test_large_append_becomes_several_commits_with_one_receipt_and_resumes(
+    make_journal, ids_of, message, append, monkeypatch
+):
     monkeypatch.setattr(chain_module.split, "__defaults__", (1_000,))
     storage = InMemoryStorage(Path("large"))
     journal = make_journal(storage)
@@ -468,7 +388,9 @@ def test_large_append_becomes_several_commits_with_one_receipt_and_resumes(monke
     cut_journal.close()
 
 
-def test_cut_append_followed_by_other_content_is_not_resumed(monkeypatch):
+def test_cut_append_followed_by_other_content_is_not_resumed(
+    make_journal, ids_of, message, append, monkeypatch
+):
     monkeypatch.setattr(chain_module.split, "__defaults__", (1_000,))
     journal = make_journal()
     ids = ids_of(1_000)
@@ -480,13 +402,13 @@ def test_cut_append_followed_by_other_content_is_not_resumed(monkeypatch):
     journal.close()
 
 
-def test_body_above_the_limit_is_a_quota_error(journal):
+def test_body_above_the_limit_is_a_quota_error(ids_of, message, journal):
     with pytest.raises(QuotaError) as caught:
         journal.append(ids_of(1), [message(1, bytes(16 * 2**20 + 1))])
     assert "body_bytes" == caught.value.quota
 
 
-def test_append_waits_while_the_queue_is_full(gated):
+def test_append_waits_while_the_queue_is_full(ids_of, append, gated):
     journal, storage = gated
     storage.gate.clear()
     for _ in range(1_024):
@@ -501,10 +423,7 @@ def test_append_waits_while_the_queue_is_full(gated):
     assert 1_025 == journal.n_tokens
 
 
-# --- settings ---------------------------------------------------------------------------------
-
-
-def test_settings_are_one_map_that_survives_reopening():
+def test_settings_are_one_map_that_survives_reopening(make_journal, ids_of, append):
     storage = InMemoryStorage(Path("settings"))
     journal = make_journal(storage)
     assert {} == dict(journal.settings)
@@ -534,179 +453,3 @@ def test_settings_are_read_only_and_bounded(journal):
     with pytest.raises(QuotaError):
         journal.update_settings({"a": "x" * 2**20})
     assert 0 == journal.seq
-
-
-# --- failures and closing ---------------------------------------------------------------------
-
-
-def full():
-    return StorageFullError("the disk is full", needed=1, free=0)
-
-
-def test_full_disk_rolls_back_to_what_is_stored_and_writing_resumes(gated):
-    journal, storage = gated
-    append(journal, ids_of(64)).wait()
-    journal.update_settings({"a": 1}).wait()
-    journal.put_gists(gist_batch(0, 2))
-    chain = journal.chain
-    storage.gate.clear()
-    storage.failure = full()
-    first = append(journal, ids_of(100, 1), key=KEY)
-    journal.put_gists(gist_batch(2, 5))
-    second = journal.update_settings({"a": 2})
-    storage.gate.set()
-    for ticket in (first, second):
-        with pytest.raises(StorageFullError):
-            ticket.wait()
-    assert (2, 64, chain, 1) == (journal.seq, journal.n_tokens, journal.chain, journal.n_rollbacks)
-    assert {"a": 1} == dict(journal.settings)
-    assert 2 == journal.gist_count(0, 1)
-    assert journal.find_key(KEY) is None
-    assert np.array_equal(ids_of(64), journal.token_ids(Span(0, 64)))
-    journal.put_gists(gist_batch(2, 5))  # late rows of blocks that were given up are dropped
-    assert 2 == journal.gist_count(0, 1)
-    storage.failure = None
-    assert Span(64, 74) == append(journal, ids_of(10), key=KEY).wait().span
-    journal.flush()
-    assert ((0, 1, 2),) == storage.state().gist_rows
-
-
-def test_any_other_failure_ends_the_handle(gated):
-    journal, storage = gated
-    append(journal, ids_of(40)).wait()
-    storage.failure = OSError(5, "Input/output error")
-    ticket = append(journal, ids_of(3))
-    for call in (
-        ticket.wait,
-        lambda: append(journal, ids_of(3)),
-        lambda: journal.put_gists(gist_batch(0, 1)),
-        lambda: journal.token_ids(Span(0, 1)),
-        journal.flush,
-    ):
-        with pytest.raises(SessionClosedError) as caught:
-            call()
-        assert "failed" == caught.value.reason
-    assert isinstance(caught.value.__cause__, OSError)
-    journal.close()
-    assert 40 == len(journal._storage._messages) * 40
-
-
-def test_close_drains_the_queue_and_is_idempotent():
-    storage = GatedStorage(Path("closing"))
-    journal = make_journal(storage)
-    tickets = [append(journal, ids_of(3, seed)) for seed in range(50)]
-    journal.put_gists(gist_batch(0, 4))
-    journal.close()
-    journal.close()
-    assert all(ticket.done() for ticket in tickets)
-    storage.open("write", Header(block_bytes=64))
-    assert (50, ((0, 1, 4),)) == (storage.state().seq, storage.state().gist_rows)
-    with pytest.raises(SessionClosedError) as caught:
-        append(journal, ids_of(1))
-    assert "closed" == caught.value.reason
-
-
-def test_abandoned_journal_writes_what_was_accepted_and_ends_its_thread():
-    storage = InMemoryStorage(Path("abandoned"))
-    journal = make_journal(storage)
-    tickets = [append(journal, ids_of(3, seed)) for seed in range(20)]
-    journal.abandon()
-    journal.abandon()
-    assert all(ticket.done() for ticket in tickets)
-    assert not journal._writer._thread.is_alive()
-    assert 20 == storage.state().seq
-    with pytest.raises(SessionClosedError):
-        append(journal, ids_of(1))
-
-
-def test_head_is_told_before_the_append_is_acknowledged():
-    told = []
-    journal = make_journal(on_durable=lambda seq, chain: told.append((seq, chain)))
-    append(journal, ids_of(3)).wait()
-    assert [(1, journal.chain)] == told
-    journal.close()
-
-
-def test_read_only_journal_refuses_writes():
-    storage = InMemoryStorage(Path("read-only"))
-    journal = make_journal(storage)
-    append(journal, ids_of(40))
-    journal.close()
-    reader = make_journal(storage, mode="read", read_only=True)
-    assert np.array_equal(ids_of(40), reader.token_ids(Span(0, 40)))
-    for write in (
-        lambda: append(reader, ids_of(1)),
-        lambda: reader.update_settings({"a": 1}),
-        lambda: reader.put_gists(gist_batch(0, 1)),
-    ):
-        with pytest.raises(ReadOnlyError):
-            write()
-    reader.flush()
-    reader.close()
-
-
-def test_row23_journal_refuses_pickling_and_names_the_path(journal):
-    with pytest.raises(TypeError, match="in-memory"):
-        pickle.dumps(journal)
-
-
-def test_repr_says_where_and_never_what(journal):
-    journal.append(ids_of(3), [message(3, b"secret canary")]).wait()
-    assert "in-memory" in repr(journal)
-    assert "canary" not in repr(journal)
-
-
-def test_writers_and_readers_in_threads_see_committed_prefixes():
-    journal = make_journal()
-    content = ids_of(32 * 400)
-    stop = threading.Event()
-    problems = []
-
-    def read():
-        rng = np.random.default_rng(0)
-        while not stop.is_set():
-            n = journal.n_tokens
-            start = int(rng.integers(0, n + 1))
-            seen = journal.token_ids(Span(start, n))
-            if not np.array_equal(content[start:n], seen):
-                problems.append((start, n))
-
-    readers = [threading.Thread(target=read) for _ in range(3)]
-    for reader in readers:
-        reader.start()
-    for at in range(0, len(content), 17):
-        append(journal, content[at : at + 17])
-    stop.set()
-    for reader in readers:
-        reader.join()
-    assert [] == problems
-    assert np.array_equal(content, journal.token_ids(Span(0, len(content))))
-    journal.close()
-
-
-def test_two_threads_never_mix_the_parts_of_an_append(monkeypatch):
-    monkeypatch.setattr(chain_module.split, "__defaults__", (500,))
-    journal = make_journal()
-    receipts = []
-
-    def write(seed):
-        ids = ids_of(1_000, seed)
-        receipts.append((ids, append(journal, ids).wait()))
-
-    writers = [threading.Thread(target=write, args=(seed,)) for seed in range(4)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    for ids, receipt in receipts:
-        assert np.array_equal(ids, journal.token_ids(receipt.span))
-    journal.close()
-
-
-def test_queue_counts_come_back_to_zero(journal):
-    for seed in range(30):
-        append(journal, ids_of(40, seed))
-        journal.put_gists(gist_batch(journal.gist_count(0, 1), journal.n_blocks))
-    journal.flush()
-    queue = journal._queue
-    assert (0, [], []) == (queue.n_bytes, queue.appends, queue.gists)
