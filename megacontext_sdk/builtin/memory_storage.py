@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import attrs
 import numpy as np
 
+from megacontext_sdk.contracts.checks import check_batch, check_interval, check_numbers
 from megacontext_sdk.contracts.storage import (
     COMMIT,
     MESSAGE,
@@ -21,7 +22,7 @@ from megacontext_sdk.contracts.storage import (
     Storage,
     StoreState,
 )
-from megacontext_sdk.errors import InvariantError, ReadOnlyError, SessionClosedError
+from megacontext_sdk.errors import ReadOnlyError, SessionClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,10 +90,6 @@ class _Level:
         self.rows = _Rows(np.empty((0, row_bytes), np.uint8))
 
 
-def _refuse(code: str, message: str) -> InvariantError:
-    return InvariantError(message, code=code, detail=message, epoch=None)
-
-
 class InMemoryStorage(Storage):
     """Keeps every row in this process; `open` after `close` finds them again, another process not.
 
@@ -135,21 +132,7 @@ class InMemoryStorage(Storage):
     def commit(self, batch: Batch, *, sync: bool = True) -> None:  # noqa: ARG002 - nothing to sync
         """Keep a batch. The state goes last: a reader never sees a commit without its rows."""
         self._check_writable()
-        if int(batch.commits["seq"][0]) != len(self._commits) + 1:
-            raise _refuse(
-                "commit-gap",
-                f"commit {len(self._commits) + 1} is next, got {int(batch.commits['seq'][0])}",
-            )
-        if batch.blocks.shape[1:] != (self._block_bytes,) or batch.blocks.dtype != np.uint8:
-            raise _refuse(
-                "block-shape",
-                f"blocks are uint8[n, {self._block_bytes}], got {batch.blocks.dtype} of shape "
-                f"{batch.blocks.shape}",
-            )
-        if len(batch.messages) != len(batch.bodies):
-            raise _refuse(
-                "body-count", f"{len(batch.messages)} messages have {len(batch.bodies)} bodies"
-            )
+        check_batch(batch, self._state, self._block_bytes)
         self._blocks.extend(batch.blocks)
         self._messages.extend(batch.messages)
         self._bodies.extend(batch.bodies)
@@ -195,7 +178,7 @@ class InMemoryStorage(Storage):
         """Return the bodies asked."""
         self._check_open()
         wanted = np.asarray(messages)
-        _check_known("message", wanted, len(self._bodies))
+        check_numbers("message", wanted, len(self._bodies))
         return [self._bodies[number] for number in wanted.tolist()]
 
     def read_gists(self, version: int, lod: int, nodes: Indices) -> GistRows:
@@ -246,25 +229,15 @@ def _answer(
     return GistRows(rows=rows, trust=trust, present=present)  # type: ignore[arg-type]
 
 
-def _check_known(kind: str, numbers: Indices, stop: int) -> None:
-    bad = numbers[(numbers < 0) | (numbers >= stop)]
-    if len(bad):
-        raise LookupError(f"there is no {kind} {int(bad[0])}; they run from 0 to {stop - 1}")
-
-
 def _picked(kind: str, rows: _Rows, numbers: Indices) -> NDArray[np.generic]:
     wanted = np.asarray(numbers)
-    _check_known(kind, wanted, len(rows))
+    check_numbers(kind, wanted, len(rows))
     picked = rows.all[wanted.astype(np.int64)]
     picked.flags.writeable = False
     return picked
 
 
 def _interval(kind: str, rows: _Rows, start: int, stop: int, *, first: int) -> NDArray[np.void]:
-    last = first + len(rows)
-    if not first <= start <= stop <= last:
-        raise LookupError(
-            f"there are no {kind}s [{start}, {stop}); they run from {first} to {last - 1}"
-        )
+    check_interval(kind, start, stop, first + len(rows), first=first)
     found: NDArray[np.void] = rows.all[start - first : stop - first]  # type: ignore[assignment]
     return found

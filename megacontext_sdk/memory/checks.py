@@ -16,17 +16,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from megacontext_sdk.contracts.arrays import Ids, Indices
+    from megacontext_sdk.contracts.arrays import Ids
     from megacontext_sdk.contracts.storage import GistBatch
     from megacontext_sdk.memory.chain import MessageRecord
     from megacontext_sdk.memory.lod import Span
 
 __all__ = [
     "check_gists",
-    "check_interval",
     "check_key",
     "check_messages",
-    "check_numbers",
     "check_remembered",
     "check_span",
     "checked_ids",
@@ -144,27 +142,6 @@ def check_span(span: Span, n_tokens: int) -> None:
             field="span",
             value=(span.start, span.end),
         )
-
-
-def check_numbers(kind: str, numbers: Indices, stop: int) -> None:
-    """Check that all numbers lie in `[0, stop)`.
-
-    Raises:
-        LookupError: naming kind, number and range.
-    """
-    if len(numbers) and not (int(numbers.min()) >= 0 and int(numbers.max()) < stop):
-        bad = int(numbers[(numbers < 0) | (numbers >= stop)][0])
-        raise LookupError(f"there is no {kind} {bad}; they run from 0 to {stop - 1}")
-
-
-def check_interval(kind: str, start: int, stop: int, end: int) -> None:
-    """Check that `[start, stop)` lies in `[0, end)`.
-
-    Raises:
-        LookupError: naming kind, interval and range.
-    """
-    if not 0 <= start <= stop <= end:
-        raise LookupError(f"there are no {kind}s [{start}, {stop}); they run from 0 to {end - 1}")
 
 
 def check_gists(batch: GistBatch) -> None:

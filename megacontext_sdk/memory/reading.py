@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from megacontext_sdk.contracts.checks import check_interval, check_numbers
 from megacontext_sdk.contracts.storage import NO_SETTING, GistRows
 from megacontext_sdk.errors import SessionClosedError
 from megacontext_sdk.memory.chain import NO_SETTINGS, Position, decode_ids, frozen
-from megacontext_sdk.memory.checks import check_interval, check_numbers, check_span
+from megacontext_sdk.memory.checks import check_span
 from megacontext_sdk.memory.inflight import InFlight
 from megacontext_sdk.memory.lod import BLOCK_SIZE, Span
 from megacontext_sdk.memory.message_index import MessageIndex, owner_in

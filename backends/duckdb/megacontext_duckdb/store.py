@@ -17,6 +17,7 @@ import numpy as np
 from megacontext_duckdb import tables
 from megacontext_duckdb.engine import Engine
 from megacontext_duckdb.salvage import SalvagedCopy, readable_prefix, state_at
+from megacontext_sdk.contracts.checks import check_batch, check_interval, check_numbers
 from megacontext_sdk.contracts.storage import (
     NO_OPTIONS,
     NO_SETTING,
@@ -29,7 +30,6 @@ from megacontext_sdk.errors import (
     ConfigError,
     CorruptError,
     FormatVersionError,
-    InvariantError,
     ReadOnlyError,
     StorageError,
 )
@@ -262,7 +262,7 @@ class DuckDBStorage(Storage):
             StorageFullError: no space; nothing of the batch is kept.
         """
         before = self._check_writable()
-        self._check_batch(batch, before)
+        check_batch(batch, before, self._block_bytes)
         with self._engine.writing() as connection:
             self._append_gists(connection)
             tables.append(connection, "mc_block", tables.block_rows(batch, before.n_blocks))
@@ -355,18 +355,6 @@ class DuckDBStorage(Storage):
             )
         return self._state
 
-    def _check_batch(self, batch: Batch, before: StoreState) -> None:
-        wanted = np.arange(before.seq + 1, before.seq + 1 + len(batch.commits))
-        problem = None
-        if not len(wanted) or not np.array_equal(batch.commits["seq"], wanted):
-            problem = f"commit {before.seq + 1} is next and commits are dense"
-        elif batch.blocks.shape[1:] != (self._block_bytes,) or batch.blocks.dtype != np.uint8:
-            problem = f"blocks are uint8[n, {self._block_bytes}], got shape {batch.blocks.shape}"
-        elif len(batch.messages) != len(batch.bodies):
-            problem = f"{len(batch.messages)} messages have {len(batch.bodies)} bodies"
-        if problem is not None:
-            raise InvariantError(problem, code="batch", detail=problem, epoch=None)
-
     # --- reading -----------------------------------------------------------------------------
 
     def read_commits(self, start: int, stop: int) -> NDArray[np.void]:
@@ -385,11 +373,8 @@ class DuckDBStorage(Storage):
 
     def _check_interval(self, kind: str, start: int, stop: int) -> None:
         state = self.state()
-        first, last = (1, state.seq) if kind == "commit" else (0, state.n_messages - 1)
-        if not first <= start <= stop <= last + 1:
-            raise LookupError(
-                f"there are no {kind}s [{start}, {stop}); they run from {first} to {last}"
-            )
+        first, end = (1, state.seq + 1) if kind == "commit" else (0, state.n_messages)
+        check_interval(kind, start, stop, end, first=first)
 
     def _fetched(
         self, kind: str, query: str, parameters: list[object], n_rows: int
@@ -423,9 +408,7 @@ class DuckDBStorage(Storage):
     ) -> tuple[NDArray[np.uint64], NDArray[np.intp]]:
         """Return distinct ascending ids, and where each number asked is among them."""
         wanted = np.asarray(numbers)
-        bad = wanted[(wanted < 0) | (wanted >= stop)]
-        if len(bad):
-            raise LookupError(f"there is no {kind} {int(bad[0])}; they run from 0 to {stop - 1}")
+        check_numbers(kind, wanted, stop)
         ids, at = np.unique(wanted.astype(np.uint64), return_inverse=True)
         return ids, at
 

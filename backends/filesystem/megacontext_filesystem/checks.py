@@ -17,30 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from megacontext_filesystem.view import View
-    from megacontext_sdk.contracts.storage import Batch, GistBatch
+    from megacontext_sdk.contracts.storage import GistBatch
 
-__all__ = ["check_batch", "check_frame", "check_gists", "parts_of"]
+__all__ = ["check_frame", "check_gists", "parts_of"]
 
 _GIST_FRAME_BYTES = 16 * 2**20
-
-
-def check_batch(batch: Batch, view: View) -> None:
-    """Check that a batch follows a view.
-
-    Raises:
-        InvariantError: a gap in `seq`, or wrong shapes.
-    """
-    before, width = view.state, view.manifest.block_bytes
-    wanted = np.arange(before.seq + 1, before.seq + 1 + len(batch.commits))
-    problem = None
-    if not len(wanted) or not np.array_equal(batch.commits["seq"], wanted):
-        problem = f"commit {before.seq + 1} is next and commits are dense"
-    elif batch.blocks.shape[1:] != (width,) or batch.blocks.dtype != np.uint8:
-        problem = f"blocks are uint8[n, {width}], got shape {batch.blocks.shape}"
-    elif len(batch.messages) != len(batch.bodies):
-        problem = f"{len(batch.messages)} messages have {len(batch.bodies)} bodies"
-    if problem is not None:
-        raise broken(problem)
 
 
 def check_frame(n_bytes: int) -> None:

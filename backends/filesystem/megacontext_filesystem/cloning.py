@@ -18,7 +18,7 @@ import numpy as np
 from megacontext_filesystem.opening import create, first_manifest
 from megacontext_filesystem.sealing import Cut, pending_parts, stated, write_parts
 from megacontext_filesystem.tables import BodyTable
-from megacontext_filesystem.view import check_interval
+from megacontext_sdk.contracts.checks import check_interval
 from megacontext_sdk.contracts.storage import NO_SETTING, StoreState
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def state_at(view: View, seq: int) -> StoreState:
     """
     if seq == 0:
         return EMPTY
-    check_interval("commit", seq, seq + 1, first=1, last=view.state.seq)
+    check_interval("commit", seq, seq + 1, view.state.seq + 1, first=1)
     if seq == view.state.seq:
         return view.state
     row = view.commits(seq, seq + 1)[0]

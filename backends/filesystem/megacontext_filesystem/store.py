@@ -15,7 +15,7 @@ import numpy as np
 
 from megacontext_filesystem import frames
 from megacontext_filesystem.careful import CarefulDisk
-from megacontext_filesystem.checks import check_batch, check_frame, check_gists, parts_of
+from megacontext_filesystem.checks import check_frame, check_gists, parts_of
 from megacontext_filesystem.cloning import clone_view
 from megacontext_filesystem.faults import FULL, closed, full, read_only
 from megacontext_filesystem.opening import (
@@ -31,6 +31,7 @@ from megacontext_filesystem.salvage import salvaged_view
 from megacontext_filesystem.scan import after_batch
 from megacontext_filesystem.sealing import seal
 from megacontext_filesystem.tables import MapPool
+from megacontext_sdk.contracts.checks import check_batch
 from megacontext_sdk.contracts.disk import Disk
 from megacontext_sdk.contracts.storage import NO_OPTIONS, Capabilities, Storage
 from megacontext_sdk.errors import ConfigError, SessionClosedError, StorageError, StorageFullError
@@ -187,7 +188,7 @@ class FilesystemStorage(Storage):
         """
         view = self._writable()
         log, before = view.log, view.state
-        check_batch(batch, view)
+        check_batch(batch, view.state, view.manifest.block_bytes)
         buffers, body = frames.batch_frame(
             batch,
             follows=(before.seq, before.chain),

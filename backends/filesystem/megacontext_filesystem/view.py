@@ -13,6 +13,7 @@ import numpy as np
 
 from megacontext_filesystem.segments import Segment
 from megacontext_filesystem.tables import BodyTable, GistTable, Table
+from megacontext_sdk.contracts.checks import check_interval, check_numbers
 from megacontext_sdk.contracts.storage import COMMIT, MESSAGE, GistRows, StoreState
 
 if TYPE_CHECKING:
@@ -145,14 +146,14 @@ class View:
 
     def commits(self, start: int, stop: int) -> NDArray[np.void]:
         """Return COMMIT[n]."""
-        check_interval("commit", start, stop, first=1, last=self.state.seq)
+        check_interval("commit", start, stop, self.state.seq + 1, first=1)
         ids = np.arange(start, stop, dtype=np.int64)
         rows = self._rows(self.tables["commit", 0, 0], self.pending.commits, ids)
         return frozen(rows.reshape(-1).view(COMMIT))
 
     def messages(self, start: int, stop: int) -> NDArray[np.void]:
         """Return MESSAGE[n]."""
-        check_interval("message", start, stop, first=0, last=self.state.n_messages - 1)
+        check_interval("message", start, stop, self.state.n_messages)
         ids = np.arange(start, stop, dtype=np.int64)
         rows = self._rows(self.tables["message", 0, 0], self.pending.messages, ids)
         return frozen(rows.reshape(-1).view(MESSAGE))
@@ -160,13 +161,13 @@ class View:
     def blocks(self, numbers: Indices) -> Bytes2D:
         """Return uint8[n, block_bytes]."""
         ids = np.asarray(numbers).astype(np.int64)
-        check_known("block", ids, self.state.n_blocks)
+        check_numbers("block", ids, self.state.n_blocks)
         return frozen(self._rows(self.tables["block", 0, 0], self.pending.blocks, ids))
 
     def bodies(self, numbers: Indices) -> list[bytes]:
         """Return the bodies asked."""
         ids = np.asarray(numbers).astype(np.int64)
-        check_known("message", ids, self.state.n_messages)
+        check_numbers("message", ids, self.state.n_messages)
         floor = self.pending.bodies.first
         table = self.tables["body", 0, 0]
         early = iter(table.read(ids[ids < floor].tolist()) if isinstance(table, BodyTable) else [])
@@ -218,18 +219,3 @@ def frozen(array: NDArray[_Scalar]) -> NDArray[_Scalar]:
     """Return the array itself, read-only from now on."""
     array.flags.writeable = False
     return array
-
-
-def check_known(kind: str, numbers: Indices, stop: int) -> None:
-    """Raise LookupError for the first number outside `[0, stop)`."""
-    bad = numbers[(numbers < 0) | (numbers >= stop)]
-    if len(bad):
-        raise LookupError(f"there is no {kind} {int(bad[0])}; they run from 0 to {stop - 1}")
-
-
-def check_interval(kind: str, start: int, stop: int, *, first: int, last: int) -> None:
-    """Raise LookupError for an interval that is not inside `[first, last]`."""
-    if not first <= start <= stop <= last + 1:
-        raise LookupError(
-            f"there are no {kind}s [{start}, {stop}); they run from {first} to {last}"
-        )

@@ -14,6 +14,7 @@ import attrs
 import numpy as np
 
 from acme_memory.database import Database
+from megacontext_sdk.contracts.checks import check_batch, check_interval
 from megacontext_sdk.contracts.storage import (
     COMMIT,
     MESSAGE,
@@ -24,7 +25,7 @@ from megacontext_sdk.contracts.storage import (
     Storage,
     StoreState,
 )
-from megacontext_sdk.errors import InvariantError, ReadOnlyError
+from megacontext_sdk.errors import ReadOnlyError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -121,7 +122,7 @@ class AcmeStorage(Storage):
     def commit(self, batch: Batch, *, sync: bool = True) -> None:  # noqa: ARG002 - always synced
         """Write a batch in one transaction; the state goes last, so readers see whole batches."""
         before = self._check_writable()
-        self._check(batch, before)
+        check_batch(batch, before, self._block_bytes)
         rows = [row.tobytes() for row in batch.commits]
         rows[-1] += batch.tail
         with self._base.transaction():
@@ -164,18 +165,6 @@ class AcmeStorage(Storage):
             )
         return self._state
 
-    def _check(self, batch: Batch, before: StoreState) -> None:
-        wanted = np.arange(before.seq + 1, before.seq + 1 + len(batch.commits))
-        problem = None
-        if not len(wanted) or not np.array_equal(batch.commits["seq"], wanted):
-            problem = f"commit {before.seq + 1} is next, and commits are dense"
-        elif batch.blocks.shape[1:] != (self._block_bytes,) or batch.blocks.dtype != np.uint8:
-            problem = f"blocks are uint8[n, {self._block_bytes}], got shape {batch.blocks.shape}"
-        elif len(batch.messages) != len(batch.bodies):
-            problem = f"{len(batch.messages)} messages have {len(batch.bodies)} bodies"
-        if problem is not None:
-            raise InvariantError(problem, code="batch", detail=problem, epoch=None)
-
     # --- reading -----------------------------------------------------------------------------
 
     def read_commits(self, start: int, stop: int) -> NDArray[np.void]:
@@ -214,10 +203,7 @@ class AcmeStorage(Storage):
         return GistRows(rows=rows[:, 1:], trust=rows[:, 0], present=present)
 
     def _interval(self, name: str, start: int, stop: int, end: int, *, first: int) -> list[bytes]:
-        if not first <= start <= stop <= end:
-            raise LookupError(
-                f"there are no {name}s [{start}, {stop}); they run from {first} to {end - 1}"
-            )
+        check_interval(name, start, stop, end, first=first)
         return self._rows(name, np.arange(start, stop), end, first=first)
 
     def _rows(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import numpy as np
 
+from megacontext_sdk.contracts.checks import check_interval, check_numbers
 from megacontext_sdk.contracts.storage import (
     NO_SETTING,
     Capabilities,
@@ -110,22 +111,22 @@ class BoundedStorage(Storage):
 
     def read_commits(self, start: int, stop: int) -> NDArray[np.void]:
         """Return COMMIT[n] with `start <= seq < stop`."""
-        self._check("commit", start, stop, (1, self._upto_seq + 1))
+        check_interval("commit", start, stop, self._upto_seq + 1, first=1)
         return self._storage.read_commits(start, stop)
 
     def read_blocks(self, blocks: Indices) -> Bytes2D:
         """Return uint8[n, block_bytes]."""
-        self._check_all("block", np.asarray(blocks), self.state().n_blocks)
+        check_numbers("block", np.asarray(blocks), self.state().n_blocks)
         return self._storage.read_blocks(blocks)
 
     def read_messages(self, start: int, stop: int) -> NDArray[np.void]:
         """Return MESSAGE[n]."""
-        self._check("message", start, stop, (0, self.state().n_messages))
+        check_interval("message", start, stop, self.state().n_messages)
         return self._storage.read_messages(start, stop)
 
     def read_bodies(self, messages: Indices) -> list[bytes]:
         """Return the bodies asked."""
-        self._check_all("message", np.asarray(messages), self.state().n_messages)
+        check_numbers("message", np.asarray(messages), self.state().n_messages)
         return self._storage.read_bodies(messages)
 
     def read_gists(self, version: int, lod: int, nodes: Indices) -> GistRows:
@@ -163,15 +164,3 @@ class BoundedStorage(Storage):
             why="an earlier state",
             path=str(self.path),
         )
-
-    def _check(self, kind: str, start: int, stop: int, known: tuple[int, int]) -> None:
-        first, end = known
-        if not first <= start <= stop <= end:
-            raise LookupError(
-                f"there are no {kind}s [{start}, {stop}); they run from {first} to {end - 1}"
-            )
-
-    def _check_all(self, kind: str, numbers: Indices, stop: int) -> None:
-        bad = numbers[(numbers < 0) | (numbers >= stop)]
-        if len(bad):
-            raise LookupError(f"there is no {kind} {int(bad[0])}; they run from 0 to {stop - 1}")

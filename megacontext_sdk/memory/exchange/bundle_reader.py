@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Self
 import attrs
 import numpy as np
 
+from megacontext_sdk.contracts.checks import check_interval, check_numbers
 from megacontext_sdk.contracts.storage import COMMIT, MESSAGE, NO_SETTING, GistRows, StoreState
 from megacontext_sdk.errors import ConfigError, SessionNotFoundError
 from megacontext_sdk.memory.chain import frozen
-from megacontext_sdk.memory.checks import check_interval, check_numbers
 from megacontext_sdk.memory.directory.paths import check_location
 from megacontext_sdk.memory.exchange.bundle_format import (
     DIGEST_BYTES,
