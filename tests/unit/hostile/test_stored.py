@@ -55,7 +55,7 @@ CORRUPT = {
     "a million integers": lambda raw: signed(b'{"format":[' + b"1," * 10**6 + b"1]"),
     "not a number": lambda raw: signed(raw[: -manifest._SUFFIX_BYTES].replace(b":1,", b":NaN,", 1)),
     "no digest": lambda raw: raw[: -manifest._SUFFIX_BYTES] + b"}\n",
-    "another digest": lambda raw: raw[:-4] + b'0"}\n',
+    "another digest": lambda raw: raw[:-4] + (b"1" if raw[-4:-3] == b"0" else b"0") + raw[-3:],
     "generation ../x": changed(generation="../x"),
     "generation 0": changed(generation=0),
     "generation -1": changed(generation=-1),
@@ -194,8 +194,8 @@ class Broken(MeanGistEncoder):
     def fingerprint(self, info):
         return "b" * 64
 
-    def encode_blocks(self, token_ids, services):
-        made = super().encode_blocks(token_ids, services)
+    def encode_blocks(self, blocks, services):
+        made = super().encode_blocks(blocks, services)
         return attrs.evolve(made, rows=self.change(made.rows))
 
 
