@@ -3,8 +3,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-MEMBERS := backends/duckdb backends/filesystem backends/hf plugins/reference
-PACKAGES := megacontext_sdk megacontext_duckdb megacontext_filesystem megacontext_hf megacontext_reference
+MEMBERS := backends/duckdb backends/filesystem backends/hf plugins/gistnet plugins/reference
+PACKAGES := megacontext_sdk megacontext_duckdb megacontext_filesystem megacontext_gistnet megacontext_hf \
+	megacontext_reference
 
 .PHONY: demo test check format docs bench clean
 

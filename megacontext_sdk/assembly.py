@@ -69,7 +69,14 @@ def wire(
     resolved = _settings(config, settings)
     lease = open_model(catalogue, model)
     try:
-        providers = Providers.take(catalogue, resolved, storage=storage, focus=focus, gist=gist)
+        providers = Providers.take(
+            catalogue,
+            resolved,
+            storage=storage,
+            focus=focus,
+            gist=gist,
+            trained_gist=lease.gist,
+        )
         providers.check()
     except BaseException:
         lease.release()
@@ -147,6 +154,7 @@ def _opened(wiring: Wiring, memory: OpenedMemory, stack: ExitStack) -> Parts:
     _announce(parts)
     parts.settle(saved_layout(parts))
     parts.catch_up()
+    parts.tree.wake()
     return parts
 
 
@@ -265,6 +273,10 @@ class Wiring:
         """Put the rooms together over an opened memory."""
         config, info = self.config, self.adapter.info
         budget = config.budget(info.trained_window)
+        if not self.read_only:
+            first = self.providers.first_gist(memory.journal.settings, info, budget.gist_slots)
+            if first:
+                memory.journal.update_settings(first).wait()
         tree = MegaContextTree(
             memory.journal,
             self.providers.make_gist(memory.journal.settings, budget.gist_slots),
@@ -276,8 +288,9 @@ class Wiring:
             provisional=MeanGistEncoder(budget.gist_slots),
             read_only=self.read_only,
             filler_id=self._filler_id(),
+            background=config.gist.gist_background,
         )
-        tree.open()
+        tree.open(strict_encoder=config.gist.strict_encoder)
         lexical = LexicalIndex(_in(memory.cache_dir, "lexical.sqlite"), identity=memory.meta.root)
         allocator = self.providers.make_allocator()
         wc = WorkingContext(budget, allocator=allocator, strict=config.runtime.strict)

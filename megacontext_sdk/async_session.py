@@ -177,8 +177,11 @@ class AsyncMemorySession:
         return await _run(self._worker, self._session.verify, **arguments)
 
     async def flush(self) -> None:
-        """Make caches durable too; see `MemorySession.flush`."""
-        await _run(self._worker, self._session.flush)
+        """Make caches durable too; see `MemorySession.flush`. Other calls go on meanwhile."""
+        session = self._session
+        wait = await _run(self._worker, session._begin_flush)  # noqa: SLF001 - one call in parts
+        await asyncio.to_thread(wait)  # for gists, which may take longer than anything
+        await _run(self._worker, session._end_flush)  # noqa: SLF001
 
     async def close(self) -> None:
         """Close the session and its worker; idempotent."""

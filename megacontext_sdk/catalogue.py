@@ -58,7 +58,16 @@ KINDS = {
 }
 """Every role a plugin can fill, by its short name."""
 
-_MEMBERS = frozenset({"duckdb", "hf", "reference"})
+_MEMBERS = {
+    "contextual": "gistnet",
+    "duckdb": "duckdb",
+    "filesystem": "filesystem",
+    "gistnet": "gistnet",
+    "hf": "hf",
+    "reference": "reference",
+    "reference-contextual": "gistnet",
+    "reference-gistnet": "gistnet",
+}
 """Providers of this repository's members, for a better hint when one is not installed."""
 
 
@@ -176,7 +185,7 @@ class Catalogue:
 
     def names(self, kind: str) -> tuple[str, ...]:
         """Return the names of a role, sorted, each once."""
-        return tuple(sorted({provider.spec.name for provider in self.of_kind(kind)}))
+        return tuple(sorted({provider.spec.full_name for provider in self.of_kind(kind)}))
 
     def find(self, kind: str, name: str) -> Provider:
         """Return the one provider of this name.
@@ -185,7 +194,7 @@ class Catalogue:
             UnknownProviderError: nobody offers it; lists what exists and what failed to load.
             DuplicateProviderError: two plugins offer it; names both.
         """
-        found = [provider for provider in self.of_kind(kind) if provider.spec.name == name]
+        found = [provider for provider in self.of_kind(kind) if provider.spec.full_name == name]
         if not found:
             raise self._unknown(kind, name)
         if len(found) > 1:
@@ -221,7 +230,7 @@ def _near_miss(name: str, known: Iterable[str]) -> str:
 
 def _install_hint(name: str) -> str:
     if name in _MEMBERS:
-        return f"install it with `pip install megacontext-{name}`"
+        return f"install it with `pip install megacontext-{_MEMBERS[name]}`"
     return "correct the name or install the plugin that offers it"
 
 

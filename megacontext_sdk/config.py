@@ -80,6 +80,12 @@ class GistSettings:
     gist_slots: int = kinds.choice(1, (1, 2, 4), "vectors per gist")
     gist_dtype: str = kinds.choice("i1", ("i1", "f2", "f4"), "number format of stored gists")
     gist_cache_rows: int = kinds.integer(8192, 0, 2**24, "gists kept in RAM")
+    gist_background: str = kinds.choice(
+        "auto", ("auto", "on", "off"), "who makes gists; auto: a thread where the encoder is slow"
+    )
+    strict_encoder: bool = kinds.flag(
+        default=False, doc="refuse a memory whose gists are another encoder's"
+    )
 
 
 @attrs.frozen(kw_only=True)

@@ -22,7 +22,7 @@
     │   ├─ DetailUnavailableError
     │   └─ ForgetBlockedError
     ├─ ModelError                           look at the model
-    │   └─ ModelMismatchError               another base or tokenizer than the memory was made with
+    │   └─ ModelMismatchError               another model or encoder than the memory was made with
     ├─ BudgetError                          pins, tail and reply cannot fit the budget
     └─ InvariantError                       our bug: please report it
         ├─ BudgetExceededError              I1
@@ -247,7 +247,7 @@ class ModelError(MegaContextError):
 
 
 class ModelMismatchError(ModelError):
-    """The memory was made with another model: `kind`, `stored` and `given` fingerprints."""
+    """The memory was made with another model or encoder: `kind`, `stored`, `given` fingerprints."""
 
     kind: str
     stored: str

@@ -127,7 +127,11 @@ class IngestEvent(Event, frozen=True, kw_only=True, tag="ingest"):
 
 
 class GistEvent(Event, frozen=True, kw_only=True, tag="gist"):
-    """Gists were made: `lod_counts` gives how many per level; `provisional` of them are `mean`."""
+    """Gists were made: `lod_counts` gives how many per level since the last event of this kind.
+
+    `version` is the encoder's, `provisional` how many nodes wait for it still: until then the gists
+    of an encoder before, or plain means, stand in for theirs.
+    """
 
     lod_counts: dict[int, int]
     version: int = 0

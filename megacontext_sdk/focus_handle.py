@@ -147,8 +147,9 @@ class FocusHandle:
                 pinned=pinned,
                 revealed=start in inside,
                 reason=inside.get(start, ""),
+                provisional=provisional,
             )
-            for lod, start, n_tokens, cost, score, protected, pinned in zip(
+            for lod, start, n_tokens, cost, score, protected, pinned, provisional in zip(
                 entries.lod.tolist(),
                 entries.start.tolist(),
                 entries.n_tokens.tolist(),
@@ -156,6 +157,7 @@ class FocusHandle:
                 scores.tolist(),
                 entries.protected.tolist(),
                 entries.pinned.tolist(),
+                state.provisional().tolist(),
                 strict=True,
             )
         )

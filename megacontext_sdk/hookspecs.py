@@ -94,7 +94,7 @@ def megacontext_model_adapters() -> Iterable[ModelAdapterSpec]:
 
 @_hookspec
 def megacontext_gist_encoders() -> Iterable[GistEncoderSpec]:
-    """Offer gist encoders, chosen by `gist="acme"`.
+    """Offer gist encoders, chosen by `gist="acme"` or `gist="acme:<argument>"`.
 
     Example::
 
@@ -103,7 +103,12 @@ def megacontext_gist_encoders() -> Iterable[GistEncoderSpec]:
 
         @hookimpl
         def megacontext_gist_encoders():
-            yield GistEncoderSpec("acme", "acme_gist.encoder:AcmeEncoder", "First token of a block")
+            yield GistEncoderSpec(
+                "acme",
+                "acme_gist.encoder:open_encoder",
+                "First token of a block",
+                options={"level": "1"},
+            )
     """
 
 
@@ -190,7 +195,11 @@ def megacontext_telemetry_sinks() -> Iterable[SinkSpec]:
 
 @_hookspec
 def megacontext_commands() -> Iterable[CommandSpec]:
-    """Offer commands, run as `megacontext acme`.
+    """Offer commands, run as `megacontext acme`, or with a group as `megacontext train acme`.
+
+    The module of a command is imported at each start of `megacontext`: keep it light, and import
+    heavy libraries inside the function. Its errors of our tree, `OSError` and `ValueError` are
+    shown as one line, with exit status 1.
 
     Example::
 
@@ -200,6 +209,9 @@ def megacontext_commands() -> Iterable[CommandSpec]:
         @hookimpl
         def megacontext_commands():
             yield CommandSpec("acme", "acme_memory.commands:sync", "Send a memory to Acme Cloud")
+            yield CommandSpec(
+                "acme", "acme_memory.commands:train", "Train Acme's encoder", group="train"
+            )
     """
 
 

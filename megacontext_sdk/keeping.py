@@ -155,7 +155,9 @@ class Keeping:
                 )
 
             timeout = self._parts.state.config.storage.lock_timeout_seconds
-            new = self._parts.memory = memory.switch(build, keep_old=True, readers_timeout=timeout)
+            with self._parts.tree.paused():
+                new = memory.switch(build, keep_old=True, readers_timeout=timeout)
+            self._parts.memory = new
             if new.path is not None:  # counts of nodes that are no more
                 (new.path / "access.bin").unlink(missing_ok=True)
             self._renew(new, keep_layout=False)
@@ -190,9 +192,12 @@ class Keeping:
             journal = parts.journal
             seq = journal.seq if at is None else resolve_at(at, journal.settings, journal.seq)
             if path is None:
-                return type(self)(assemble_over(parts.wiring, lambda _: self._forked_here(seq)))
+                with parts.tree.paused():
+                    copy = self._forked_here(seq)
+                return type(self)(assemble_over(parts.wiring, lambda _: copy))
             place = check_location(path)
-            self._fork_to(place, seq)
+            with parts.tree.paused():
+                self._fork_to(place, seq)
             return type(self)(
                 assemble_over(parts.wiring, lambda wiring: wiring.open(place, create=False))
             )
@@ -294,15 +299,16 @@ class Keeping:
             )
             if not dry_run and parts.memory.cache_dir is not None:
                 parts.lexical.close()  # its file is deleted; it opens again when it is asked
-            new, receipt = forget(
-                parts.memory,
-                parts.tree,
-                redaction,
-                dry_run=dry_run,
-                cascade=cascade,
-                open_fork=lambda path: parts.wiring.open(path, create=False),
-                readers_timeout=parts.state.config.storage.lock_timeout_seconds,
-            )
+            with parts.tree.paused(idle=not dry_run):
+                new, receipt = forget(
+                    parts.memory,
+                    parts.tree,
+                    redaction,
+                    dry_run=dry_run,
+                    cascade=cascade,
+                    open_fork=lambda path: parts.wiring.open(path, create=False),
+                    readers_timeout=parts.state.config.storage.lock_timeout_seconds,
+                )
             if new is not parts.memory:
                 parts.tree.close()
                 self._renew(new, keep_layout=True)
@@ -350,7 +356,8 @@ class Keeping:
                 raise ConfigError(message, field="gist", value=encoder.name)
             store = encoder_store(parts.journal, parts.tree, encoder, parts.state.adapter)
             run = GistRebuild(parts.journal, store, parts.tree.gists, progress or _quiet)
-            run.run()
+            with parts.tree.paused(idle=True):
+                run.run()
             if gist is not None:
                 chosen = providers.gist_name(parts.journal.settings)
                 parts.journal.update_settings({ENCODER_SETTING: chosen}).wait()
@@ -383,7 +390,7 @@ class Keeping:
             True
         """
         check_progress(progress)
-        with self._reading():
+        with self._reading(), self._parts.tree.paused():
             return scrub_memory(self._parts.memory, progress=progress)
 
     # -- behind it ------------------------------------------------------------------------------

@@ -131,14 +131,14 @@ class Loader:
             )
 
     def _reject_doubles(self, found: list[Provider]) -> None:
-        essential = {(p.kind, p.spec.name) for p in self.providers if p.plugin == _BUILTIN}
+        essential = {(p.kind, p.spec.full_name) for p in self.providers if p.plugin == _BUILTIN}
         seen: set[tuple[str, str]] = set()
         for provider in found:
-            key = (provider.kind, provider.spec.name)
+            key = (provider.kind, provider.spec.full_name)
             if key in seen or key in essential:
                 whose = "a built-in's" if key in essential else "its own record's"
                 raise PluginLoadError(
-                    f"{provider.kind} {provider.spec.name!r} takes {whose} name; rename it",
+                    f"{provider.kind} {provider.spec.full_name!r} takes {whose} name; rename it",
                     provider=provider.spec.name,
                 )
             seen.add(key)

@@ -146,7 +146,10 @@ class Moving:
     def _export(self, place: Path, form: str, seq: int, progress: Progress | None) -> Exported:
         memory = self._parts.memory
         if form == "bundle":
-            return write_bundle(memory.storage, memory.meta, place, upto_seq=seq, progress=progress)
+            with self._parts.tree.paused():
+                return write_bundle(
+                    memory.storage, memory.meta, place, upto_seq=seq, progress=progress
+                )
         n_tokens = self._parts.tree.n_tokens
         return write_transcript(self._each_message(), place, n_tokens=n_tokens, progress=progress)
 

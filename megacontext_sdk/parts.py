@@ -157,6 +157,7 @@ class Parts:
             memory: the new generation; the one before it is closed.
             keep_layout: go on with the present entries; indices did not move.
         """
+        self.tree.stop()
         layout = self.state.wc.save() if keep_layout and self.state.wc.n_tokens else None
         step = self.state.step
         self.lexical.close()
@@ -171,6 +172,7 @@ class Parts:
             raise
         for field in attrs.fields(Parts):
             setattr(self, field.name, getattr(new, field.name))
+        self.tree.wake()
 
     def settle(self, layout: Layout | None) -> None:
         """Lay out the history, take up the pins, open the lexical index.
@@ -195,6 +197,7 @@ class Parts:
         with ExitStack() as stack:
             stack.callback(self.abandon, error)
             stack.callback(self.tree.close)
+            self.tree.stop()
             if not self.read_only:
                 self.save()
 
@@ -205,6 +208,7 @@ class Parts:
             stack.callback(self.state.close)
             stack.callback(self.memory.close)
             stack.callback(self.lexical.close)
+            stack.callback(self.tree.stop)
             stack.callback(self.state.telemetry.close)
             self.state.telemetry.emit(
                 SessionClosedEvent(

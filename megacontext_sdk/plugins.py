@@ -12,9 +12,14 @@ from functools import cache
 from typing import TYPE_CHECKING, cast
 
 from megacontext_sdk import builtin
-from megacontext_sdk.errors import PluginLoadError
+from megacontext_sdk.errors import ModelError, PluginLoadError
 from megacontext_sdk.loader import Loader, allowed_names, call, explicit, installed, switch
-from megacontext_sdk.records import ModelAdapterSpec, RuntimeContext, RuntimeSpec
+from megacontext_sdk.records import (
+    GistEncoderSpec,
+    ModelAdapterSpec,
+    RuntimeContext,
+    RuntimeSpec,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -131,6 +136,23 @@ class Plugins:
         factory = provider.load()
         options = provider.spec.options if isinstance(provider.spec, ModelAdapterSpec) else {}
         return lambda: factory(argument, **options)
+
+    def gist_factory(self, gist: str) -> Callable[[int], object]:
+        """Return what makes an encoder of S slots of `"provider"` or `"provider:argument"`.
+
+        Raises:
+            UnknownProviderError, DuplicateProviderError, PluginLoadError: as `resolve`.
+        """
+        name, _, argument = gist.partition(":")
+        provider = self.find("gist", name)
+        factory = provider.load()
+        options = provider.spec.options if isinstance(provider.spec, GistEncoderSpec) else {}
+
+        def make(gist_slots: int) -> object:
+            with provider.guard(ModelError):
+                return factory(argument, gist_slots=gist_slots, **options)
+
+        return make
 
     def telemetry(self, sinks: Iterable[str | TelemetrySink]) -> Telemetry:
         """Open sinks, given as objects, `"name"` or `"name:argument"`, and fan out to them.

@@ -19,10 +19,17 @@ from megacontext_sdk.contracts.gist import GistEncoder
 from megacontext_sdk.contracts.model import ModelAdapter
 from megacontext_sdk.contracts.storage import NO_OPTIONS
 from megacontext_sdk.contracts.telemetry import TelemetrySink
-from megacontext_sdk.errors import ConfigError, ModelError, StorageError
+from megacontext_sdk.errors import (
+    ConfigError,
+    MegaContextError,
+    ModelError,
+    PluginError,
+    StorageError,
+)
 from megacontext_sdk.events import Telemetry
 from megacontext_sdk.memory.directory.guarded import guarded
 from megacontext_sdk.plugins import Plugins, default_plugins
+from megacontext_sdk.records import ModelAdapterSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,7 +53,9 @@ __all__ = [
 ]
 
 ENCODER_SETTING = "encoder"
-"""Key of a memory's settings: name of the gist encoder that `rebuild` chose for it."""
+"""Key of a memory's settings: the gist encoder it was made with or that `rebuild` chose for it."""
+
+_TABLE_SETTING = "encoders"  # the version table: a memory that has one has been written
 
 _DEFAULT_GIST = "mean"
 
@@ -61,11 +70,13 @@ class ModelLease:
         adapter: the base model.
         name: as the user gave it.
         is_owned: we opened it; one that the caller opened is the caller's to close.
+        gist: the encoder that was trained for it, as its record names it; "" if there is none.
     """
 
     adapter: ModelAdapter
     name: str
     is_owned: bool
+    gist: str = ""
     _n_users: int = 1
     _counting: Lock = attrs.field(factory=Lock, init=False)
 
@@ -117,7 +128,8 @@ def open_model(plugins: Plugins, model: object) -> ModelLease:
         UnknownProviderError: nobody offers the name.
     """
     if isinstance(model, ModelAdapter):
-        return ModelLease(model, model.info.name, is_owned=False)
+        name = model.info.name
+        return ModelLease(model, name, is_owned=False, gist=_trained_gist(plugins, name))
     if model is not None and not isinstance(model, str):
         message = (
             f"model of type {type(model).__name__} is not understood; give a name such as "
@@ -127,7 +139,8 @@ def open_model(plugins: Plugins, model: object) -> ModelLease:
     name = model or "reference"
     factory = plugins.model_factory(name)
     with plugins.find("model", name.partition(":")[0]).guard(ModelError):
-        return ModelLease(cast("ModelAdapter", factory()), name, is_owned=True)
+        adapter = cast("ModelAdapter", factory())
+    return ModelLease(adapter, name, is_owned=True, gist=_trained_gist(plugins, name))
 
 
 class _LentSink(TelemetrySink):
@@ -150,7 +163,8 @@ class Providers:
         plugins: who offers what.
         config: names of allocator, positions, runtime and sinks.
         storage, focus: names, for people; the policy may have been given as an object.
-        gist: the encoder's name, None if nobody asked for one.
+        gist: the encoder's name, with its argument if it has one; None if nobody asked for one.
+        trained_gist: the encoder trained for the model; "" if there is none.
         given: role -> object, where one was given.
     """
 
@@ -160,12 +174,26 @@ class Providers:
     focus: str
     gist: str | None
     given: Mapping[str, object]
+    trained_gist: str = ""
 
     @classmethod
     def take(
-        cls, plugins: Plugins, config: Config, *, storage: object, focus: object, gist: object
+        cls,
+        plugins: Plugins,
+        config: Config,
+        *,
+        storage: object,
+        focus: object,
+        gist: object,
+        trained_gist: str = "",
     ) -> Providers:
         """Take a name, an object where the role takes one, or None for the default.
+
+        Args:
+            plugins: who offers what.
+            config: the settings.
+            storage, focus, gist: what was given for the roles.
+            trained_gist: of the model's lease.
 
         Raises:
             ConfigError: something that is neither.
@@ -183,6 +211,7 @@ class Providers:
             focus=names["focus"] or "heuristic",
             gist=names["gist"],
             given={r: one for r, one, _ in kinds if one is not None and not isinstance(one, str)},
+            trained_gist=trained_gist,
         )
 
     def check(self) -> None:
@@ -192,7 +221,8 @@ class Providers:
             UnknownProviderError: nobody offers a name.
             PluginLoadError: somebody does, but it cannot be loaded.
         """
-        names = {"storage": self.storage, "focus": self.focus, "gist": self.gist or _DEFAULT_GIST}
+        gist, _, _ = (self.gist or _DEFAULT_GIST).partition(":")
+        names = {"storage": self.storage, "focus": self.focus, "gist": gist}
         for role, name in names.items():
             if role not in self.given:
                 self.plugins.resolve(role, name)
@@ -214,16 +244,19 @@ class Providers:
         name = _name(self.plugins, "gist", gist, GistEncoder)
         others = {role: one for role, one in self.given.items() if role != "gist"}
         if isinstance(gist, str):
-            self.plugins.resolve("gist", gist)
+            self.plugins.resolve("gist", gist.partition(":")[0])
             return attrs.evolve(self, gist=name, given=others)
         return attrs.evolve(self, gist=name, given={**others, "gist": gist})
 
     def gist_name(self, settings: Mapping[str, object]) -> str:
-        """Return the encoder in use: the one given, else the memory's own if it is installed."""
+        """Return the encoder in use: the one given, else the memory's own if it is installed.
+
+        A memory that names none has gists of `mean`.
+        """
         own = settings.get(ENCODER_SETTING)
         if self.gist is not None or not isinstance(own, str):
             return self.gist or _DEFAULT_GIST
-        if own in self.plugins.names("gist"):
+        if own.partition(":")[0] in self.plugins.names("gist"):
             return own
         _log.warning(
             "the memory's own gist encoder %r is not installed; %r makes its gists meanwhile",
@@ -231,6 +264,44 @@ class Providers:
             _DEFAULT_GIST,
         )
         return _DEFAULT_GIST
+
+    def first_gist(
+        self, settings: Mapping[str, object], info: ModelInfo, gist_slots: int
+    ) -> dict[str, object]:
+        """Return what a memory without any gists is to remember of its encoder, as settings.
+
+        It is the encoder asked for by name, else the one trained for the model, so that the memory
+        opens with it ever after. A memory that has gists, or has chosen, keeps what it has.
+
+        Args:
+            settings: the memory's, as they are.
+            info: of the model.
+            gist_slots: S.
+
+        Raises:
+            ConfigError, ModelError, PluginError: the encoder asked for cannot be made. One that is
+                only a default gives way to `mean`.
+        """
+        if settings.get(_TABLE_SETTING) or ENCODER_SETTING in settings or "gist" in self.given:
+            return {}
+        if self.gist is not None:
+            return {} if self.gist == _DEFAULT_GIST else {ENCODER_SETTING: self.gist}
+        if self.trained_gist and self._can_make(self.trained_gist, info, gist_slots):
+            return {ENCODER_SETTING: self.trained_gist}
+        return {}
+
+    def _can_make(self, gist: str, info: ModelInfo, gist_slots: int) -> bool:
+        """Tell whether the encoder trained for the model is installed, and for this very model."""
+        try:
+            encoder = cast("GistEncoder", self.plugins.gist_factory(gist)(gist_slots))
+            encoder.fingerprint(info)
+        except PluginError:
+            _log.info("the gist encoder %r of the model is not installed", gist)
+            return False
+        except MegaContextError as error:
+            _log.warning("the gist encoder %r of the model cannot be used: %s", gist, error)
+            return False
+        return True
 
     # -- what is made ---------------------------------------------------------------------------
 
@@ -248,8 +319,8 @@ class Providers:
         """Make the encoder in use, or return it if it was given as an object."""
         if "gist" in self.given:
             return cast("GistEncoder", self.given["gist"])
-        factory = self.plugins.resolve("gist", self.gist_name(settings))
-        return cast("GistEncoder", factory(gist_slots=gist_slots))
+        make = self.plugins.gist_factory(self.gist_name(settings))
+        return cast("GistEncoder", make(gist_slots))
 
     def make_focus(self) -> FocusPolicy:
         """Make the focus policy; one given as an object forgets what it computed before."""
@@ -302,6 +373,14 @@ class Providers:
             for sink in self.config.telemetry.sinks
         )
         return attrs.evolve(self, given=given, config=self.config.replace(sinks=sinks))
+
+
+def _trained_gist(plugins: Plugins, model: str) -> str:
+    """Return the encoder that a model's record names; "" for a model without, or without record."""
+    name = model.partition(":")[0]
+    found = [provider.spec for provider in plugins.providers("model") if provider.spec.name == name]
+    spec = found[0] if len(found) == 1 else None
+    return spec.gist if isinstance(spec, ModelAdapterSpec) else ""
 
 
 def _name(plugins: Plugins, role: str, given: object, kind: type) -> str | None:

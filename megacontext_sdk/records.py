@@ -43,8 +43,8 @@ _IMPORT_STRING = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za
 def _check_name(record: ProviderSpec, field: attrs.Attribute[str], value: object) -> None:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise ConfigError(
-            f"{type(record).__name__} has the name {value!r}; use lower-case letters, digits and "
-            'hyphens, a letter first, as in "cuda-loop"',
+            f"{type(record).__name__} has the {field.name} {value!r}; use lower-case letters, "
+            'digits and hyphens, a letter first, as in "cuda-loop"',
             field=field.name,
             value=value,
         )
@@ -95,6 +95,11 @@ class ProviderSpec:
     summary: str = attrs.field(validator=_check_summary)
     requires: str | None = attrs.field(default=None, kw_only=True)
 
+    @property
+    def full_name(self) -> str:
+        """How users write it: the name; a command's stands behind its group."""
+        return self.name
+
 
 @attrs.frozen
 class StorageSpec(ProviderSpec):
@@ -109,16 +114,29 @@ class ModelAdapterSpec(ProviderSpec):
 
     Attributes:
         options: keywords for the factory, so that one factory can serve several names.
+        gist: the encoder trained for this model, as one says it in `gist=`. A new memory takes it
+            if nobody names another and it is installed; `""` if there is none.
     """
 
     options: Mapping[str, str] = attrs.field(
         factory=dict, converter=_frozen_mapping, kw_only=True, hash=False
     )
+    gist: str = attrs.field(default="", kw_only=True)
 
 
 @attrs.frozen
 class GistEncoderSpec(ProviderSpec):
-    """A `GistEncoder`; the factory is called with `gist_slots=`."""
+    """A `GistEncoder`; the factory is called with `(argument, gist_slots=S, **options)`.
+
+    `argument` is what follows the colon of `gist="gistnet:weights.safetensors"`, or `""`.
+
+    Attributes:
+        options: keywords for the factory, so that one factory can serve several names.
+    """
+
+    options: Mapping[str, str] = attrs.field(
+        factory=dict, converter=_frozen_mapping, kw_only=True, hash=False
+    )
 
 
 @attrs.frozen
@@ -162,7 +180,28 @@ class SinkSpec(ProviderSpec):
 
 @attrs.frozen
 class CommandSpec(ProviderSpec):
-    """A command `megacontext <name>`; the factory is a function that Typer can read."""
+    """A command `megacontext <name>`; the factory is a function that Typer can read.
+
+    Attributes:
+        group: the word before the name, so that `megacontext train acme` and
+            `megacontext eval acme` can both exist; written like a name. Empty: no such word.
+            Several plugins may add to one group. A group cannot be named like a command.
+
+    Raises:
+        ConfigError: also a group that is neither empty nor a name.
+    """
+
+    group: str = attrs.field(default="", kw_only=True)
+
+    @group.validator
+    def _check_group(self, field: attrs.Attribute[str], value: object) -> None:
+        if value != "":
+            _check_name(self, field, value)
+
+    @property
+    def full_name(self) -> str:
+        """How users write it: `"train acme"`, or the name alone where there is no group."""
+        return f"{self.group} {self.name}".strip()
 
 
 @attrs.frozen(kw_only=True)

@@ -101,7 +101,10 @@ class Citation(Result):
 
 @attrs.frozen(kw_only=True)
 class EntryReport(Result):
-    """One entry of the working context: level, tokens, rows, score and why it is there."""
+    """One entry of the working context: level, tokens, rows, score and why it is there.
+
+    `provisional` says that its gist is still to be made and something else stands in for it.
+    """
 
     lod: int
     span: Span
@@ -111,6 +114,7 @@ class EntryReport(Result):
     pinned: bool
     revealed: bool
     reason: str = ""
+    provisional: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -221,7 +225,10 @@ class Stats(Result):
         gist_versions: rows per encoder version.
         gists_reused, gists_rebuilt: found when the memory was opened, and made then because they
             were missing.
-        gists_missing: complete nodes without a stored gist now.
+        gists_missing: complete nodes without a stored gist of the encoder in use now.
+        gists_pending: how far it lags: full blocks without one.
+        gists_provisional: entries of the working context that something else stands in for now.
+        gists_served: nodes per encoder version that serves them; -1 is stored nowhere.
         generation: how often the memory was made anew as a whole, by restore or forget, and 1.
         snapshots: how many there are.
         forgotten_tokens: tokens whose content was forgotten, as far as receipts are kept.
@@ -246,6 +253,9 @@ class Stats(Result):
     gists_reused: int
     gists_rebuilt: int
     gists_missing: int
+    gists_pending: int
+    gists_provisional: int
+    gists_served: Mapping[int, int]
     generation: int
     snapshots: int
     forgotten_tokens: int

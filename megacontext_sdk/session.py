@@ -45,7 +45,7 @@ from megacontext_sdk.runtime.reply import check_stop
 from megacontext_sdk.statistics import collect_stats
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
     from types import TracebackType
@@ -391,7 +391,25 @@ class MemorySession(Keeping, Moving):
         return self._parts.path
 
     def flush(self) -> None:
-        """Make caches durable too: gists, access counts, the layout."""
+        """Make caches durable too: gists, access counts, the layout.
+
+        Waits for gists that are made in the background; those the encoder fails to make stay
+        missing, as `stats` says, and are tried again later. Other threads may use the session
+        meanwhile.
+
+        Raises:
+            StorageError: something could not be written.
+        """
+        wait = self._begin_flush()
+        wait()
+        self._end_flush()
+
+    def _begin_flush(self) -> Callable[[], None]:
+        """Return what waits for gists; it needs no lock."""
+        with self._writing():
+            return self._parts.tree.wait_for_gists
+
+    def _end_flush(self) -> None:
         with self._writing():
             self._parts.save()
 

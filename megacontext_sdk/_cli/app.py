@@ -5,10 +5,9 @@ No command holds logic of its own: what only a command could do, a program could
 
 from __future__ import annotations
 
-import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ParamSpec
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -24,21 +23,19 @@ from megacontext_sdk._cli.arguments import (
     print_json,
 )
 from megacontext_sdk._cli.doctor import examine
+from megacontext_sdk._cli.offered import add_offered
 from megacontext_sdk._cli.pieces import count_bytes, read_pieces
+from megacontext_sdk._cli.plainly import plainly
 from megacontext_sdk._cli.png import focus_png
 from megacontext_sdk._cli.talk import talk
 from megacontext_sdk.demo.run import DemoSettings, run_demo
-from megacontext_sdk.errors import ConfigError, MegaContextError, SessionNotFoundError
+from megacontext_sdk.errors import ConfigError
 from megacontext_sdk.plugins import default_plugins
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from megacontext_sdk.plugins import Plugins
 
 __all__ = ["build_app"]
-
-_P = ParamSpec("_P")
 
 Png = Annotated[
     Path | None,
@@ -65,48 +62,9 @@ def build_app(plugins: Plugins | None = None) -> typer.Typer:
         *(plugins_command, doctor),
     ):
         name = command.__name__.removesuffix("_command")
-        app.command(name)(_plainly(command))
-    _add_plugin_commands(app, plugins if plugins is not None else default_plugins())
+        app.command(name)(plainly(command))
+    add_offered(app, (plugins if plugins is not None else default_plugins()).catalogue)
     return app
-
-
-def _plainly(command: Callable[_P, None]) -> Callable[_P, None]:
-    """Turn a command's errors into one line on stderr and exit status 1."""
-
-    @functools.wraps(command)
-    def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except (MegaContextError, OSError, ValueError) as error:
-            typer.secho(f"{type(error).__name__}: {_said(error)}", fg="red", err=True)
-            raise typer.Exit(1) from error
-
-    return run
-
-
-def _said(error: Exception) -> str:
-    """Return what an error says to somebody who types: the thing, the value, the fix."""
-    if isinstance(error, SessionNotFoundError):
-        return (
-            f"there is no memory at {error.path}; check the path, or make one with append or chat"
-        )
-    if isinstance(error, OSError) and not isinstance(error, MegaContextError) and error.filename:
-        reason = (error.strerror or "cannot be used").lower()
-        return f"{error.filename}: {reason}; check the path and its permissions"
-    return str(error)
-
-
-def _add_plugin_commands(app: typer.Typer, plugins: Plugins) -> None:
-    taken = {command.name for command in app.registered_commands}
-    for provider in plugins.catalogue.of_kind("command"):
-        if provider.spec.name in taken:
-            continue
-        try:
-            function: Callable[..., object] = provider.load()
-        except MegaContextError as error:
-            typer.secho(f"left out: {error}", fg="yellow", err=True)
-            continue
-        app.command(provider.spec.name, help=provider.spec.summary)(function)
 
 
 def demo(

@@ -102,7 +102,8 @@ def plugins(console: Console, catalogue: Catalogue) -> None:
     for kind in KINDS:
         for provider in catalogue.of_kind(kind):
             spec = provider.spec
-            table.add_row(*(Text(cell) for cell in (kind, spec.name, spec.summary, provider.owner)))
+            cells = (kind, spec.full_name, spec.summary, provider.owner)
+            table.add_row(*(Text(cell) for cell in cells))
     console.print(table)
     for failure in catalogue.failures:
         console.print(f"failed: {failure}", style="red", markup=False)

@@ -50,7 +50,7 @@ def megacontext_model_adapters() -> Iterator[ModelAdapterSpec]:
 def megacontext_gist_encoders() -> Iterator[GistEncoderSpec]:
     """Offer the encoder that needs no training."""
     yield GistEncoderSpec(
-        "mean", f"{_HERE}.mean_gist:MeanGistEncoder", "Mean of the token embeddings, no training"
+        "mean", f"{_HERE}.mean_gist:open_mean", "Mean of the token embeddings, no training"
     )
 
 

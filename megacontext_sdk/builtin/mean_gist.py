@@ -22,10 +22,10 @@ from megacontext_sdk.memory.lod import BLOCK_SIZE
 
 if TYPE_CHECKING:
     from megacontext_sdk.contracts.arrays import Floats, Ids
-    from megacontext_sdk.contracts.gist import GistServices
+    from megacontext_sdk.contracts.gist import Blocks, GistServices
     from megacontext_sdk.contracts.model import ModelInfo
 
-__all__ = ["MeanGistEncoder"]
+__all__ = ["MeanGistEncoder", "open_mean"]
 
 _SLOTS = (1, 2, 4)
 _QUARTER = BLOCK_SIZE // 4
@@ -64,13 +64,13 @@ class MeanGistEncoder(GistEncoder):
         )
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
-    def encode_blocks(self, token_ids: Ids, services: GistServices) -> Gists:
-        """Encode int32[n, 32] token ids into n LOD1 gists.
+    def encode_blocks(self, blocks: Blocks, services: GistServices) -> Gists:
+        """Encode n blocks into n LOD1 gists; what stands left of them does not matter.
 
         Raises:
             ConfigError: a partial block, or an id outside the vocabulary.
         """
-        table = services.embedding_table()
+        token_ids, table = blocks.token_ids, services.embedding_table()
         _check_ids(token_ids, len(table))
         sums = np.empty((len(token_ids), 4, table.shape[1]), np.float32)
         rows = np.empty((min(_CHUNK, len(token_ids)) * BLOCK_SIZE, table.shape[1]), np.float32)
@@ -113,6 +113,18 @@ class MeanGistEncoder(GistEncoder):
         size = _rms(means)
         means *= (rho / np.maximum(size, _TINY))[..., None]
         return Gists(rows=means, aux=size[:, :1].copy())
+
+
+def open_mean(argument: str = "", *, gist_slots: int = 1) -> MeanGistEncoder:
+    """Make the encoder of `gist="mean"`.
+
+    Raises:
+        ConfigError: an argument, of which `mean` takes none, or a bad number of slots.
+    """
+    if argument:
+        message = f'gist="mean:{argument}": mean takes nothing after a colon; say gist="mean"'
+        raise ConfigError(message, field="gist", value=argument)
+    return MeanGistEncoder(gist_slots)
 
 
 def _sum_quarters(rows: Floats, out: Floats) -> None:

@@ -14,6 +14,9 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from megacontext_sdk.contracts.arrays import Bools, Floats, Ids, Indices, Lods
     from megacontext_sdk.memory.lod import NodeId
 
@@ -169,7 +172,11 @@ class FocusView:
         query_vector: float32[d], mean embedding of the turn (or of the recent tokens).
         tail_gists: float32[6, d], newest five LOD1 and newest LOD2 gist; missing ones NaN.
         hits: lexical hits over the whole history.
-        tree: reads of gists and blocks.
+        gist_versions: int16[E], number of the encoder that made each entry's gist (of a LOD0 block:
+            its LOD1 gist); -1 where it is stored nowhere.
+        provisional: bool[E], whether that gist serves in place of the one that the encoder in use
+            has still to make.
+        tree: reads of gists and blocks; a provisional gist is read like any other.
     """
 
     entries: EntryArrays
@@ -181,6 +188,8 @@ class FocusView:
     query_vector: Floats
     tail_gists: Floats
     hits: LexicalHits
+    gist_versions: NDArray[np.int16]
+    provisional: Bools
     tree: GistReader
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import attrs
 
+from megacontext_sdk.errors import ModelError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
@@ -261,6 +263,22 @@ class ModelAdapter(ABC):
     @abstractmethod
     def hidden_states(self, token_ids: Ids, left_context: Ids) -> Floats:
         """Return final hidden states of `token_ids` read after `left_context`, float32[n, d]."""
+
+    def torch_module(self) -> object:
+        """Return the frozen model itself, for encoders that run its layers in torch.
+
+        It is a causal language model of transformers in evaluation mode. Whoever asks for it reads
+        it and changes nothing: no parameter, no hook, no flag.
+
+        Raises:
+            ModelError: this adapter holds no such model.
+        """
+        raise ModelError(
+            f"the model {self.info.name!r} runs in {type(self).__name__}, which holds no torch "
+            'module; open a model whose adapter does, such as "hf:<folder>", or take another '
+            "encoder",
+            adapter=type(self).__name__,
+        )
 
     @abstractmethod
     def open_window(self, capacity: int) -> Window:

@@ -12,11 +12,14 @@ import attrs
 import numpy as np
 
 from megacontext_sdk.contracts.focus import FocusQuery, FocusView, LexicalHits
+from megacontext_sdk.memory.older_gists import NO_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from megacontext_sdk.contracts.arrays import Floats, Ids
+    from numpy.typing import NDArray
+
+    from megacontext_sdk.contracts.arrays import Bools, Floats, Ids, Indices, Lods
     from megacontext_sdk.contracts.focus import Budget, EntryArrays, GistReader
 
 __all__ = ["EMPTY_QUERY", "LexicalSource", "QueryScope", "TreeSource", "ViewBuilder"]
@@ -67,6 +70,9 @@ class TreeSource(Protocol):
 
     def tail_gists(self) -> Floats:
         """Newest five LOD1 gists and the newest LOD2 gist, float32[6, d]."""
+
+    def serving(self, lods: Lods, indices: Indices) -> tuple[NDArray[np.int16], Bools]:
+        """Version that serves each gist node, int16[n], and whether it stands in, bool[n]."""
 
 
 @attrs.frozen(eq=False)
@@ -134,6 +140,7 @@ class ViewBuilder:
         self, scope: QueryScope, entries: EntryArrays, budget: Budget, iteration: int
     ) -> FocusView:
         """Return the view of one iteration."""
+        versions, provisional = self._serving(entries)
         return FocusView(
             entries=entries,
             budget=budget,
@@ -144,5 +151,14 @@ class ViewBuilder:
             query_vector=scope.query_vector,
             tail_gists=scope.tail_gists,
             hits=scope.hits,
+            gist_versions=versions,
+            provisional=provisional,
             tree=self._reader,
         )
+
+    def _serving(self, entries: EntryArrays) -> tuple[NDArray[np.int16], Bools]:
+        """Return version and whether it stands in, of the gist of each entry; the tail has none."""
+        versions, provisional = self._tree.serving(np.maximum(entries.lod, 1), entries.index)
+        tail = (entries.lod == 0) & (entries.index >= self._tree.n_blocks)
+        versions[tail], provisional[tail] = NO_VERSION, False
+        return versions, provisional

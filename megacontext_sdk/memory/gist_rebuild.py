@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import attrs
 import numpy as np
 
-from megacontext_sdk.contracts.gist import Gists
+from megacontext_sdk.contracts.gist import Blocks, Gists
 from megacontext_sdk.contracts.storage import GistBatch
 from megacontext_sdk.errors import ModelError
+from megacontext_sdk.memory.block_runs import halves
 from megacontext_sdk.memory.gist_rows import RowCodec
 from megacontext_sdk.memory.gist_store import GistStore
 from megacontext_sdk.memory.lod import BLOCK_SIZE, MAX_LOD, n_nodes
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from megacontext_sdk.contracts.arrays import Bytes2D, Floats, Ids, Indices
+    from megacontext_sdk.contracts.arrays import Bytes2D, Floats, Indices
     from megacontext_sdk.contracts.gist import GistEncoder, GistServices
     from megacontext_sdk.memory.journal import Journal
     from megacontext_sdk.memory.tree import MegaContextTree
@@ -53,7 +54,7 @@ def encoder_store(
     dtype = tree.gist_store.codec.dtype
     codec = RowCodec(encoder.gist_slots, services.info.hidden_size, encoder.aux_size, dtype)
     store = GistStore(journal, encoder, services, codec, 0, filler_id=tree.filler_id)
-    store.version = store.table.register(encoder, codec, services.info)
+    store.levels.version = store.table.register(encoder, codec, services.info)
     return store
 
 
@@ -118,32 +119,38 @@ class GistRebuild:
             self.journal.flush()
             self._unflushed = 0
 
-    def _below(self, lod: int, at: int, end: int) -> tuple[Ids | Bytes2D, NDArray[np.uint8]]:
+    def _below(self, lod: int, at: int, end: int) -> tuple[Blocks | Bytes2D, NDArray[np.uint8]]:
         """Return what nodes are made of, and their trust: the least of their children's."""
         if lod == 1:
-            blocks = np.arange(at, end)
-            return self.journal.blocks(blocks), trust_of_blocks(self.journal, at, end)
+            (blocks,) = self.store.blocks.of(np.arange(at, end))
+            return blocks, trust_of_blocks(self.journal, at, end)
         children = np.arange(at * BLOCK_SIZE, end * BLOCK_SIZE)
         found = self.journal.gists(self.store.version or 0, lod - 1, children)
         return found.rows, found.trust.reshape(-1, BLOCK_SIZE).min(axis=1)
 
-    def _rows(self, lod: int, first: int, below: Ids | Bytes2D) -> Bytes2D:
+    def _rows(self, lod: int, first: int, below: Blocks | Bytes2D) -> Bytes2D:
         """Return stored rows of nodes; one that is not finite keeps what served until now."""
         try:
-            return self.store.made(lod, first, below)
+            return self.store.maker.rows(lod, first, below)
         except ModelError as error:
             if getattr(error, "node", None) is None:
                 raise  # the encoder itself failed
-        width = 1 if lod == 1 else BLOCK_SIZE
-        n = len(below) // width
+        n = len(below) // (1 if lod == 1 else BLOCK_SIZE)
         if n > 1:
-            half = n // 2
-            parts = (
-                self._rows(lod, first, below[: half * width]),
-                self._rows(lod, first + half, below[half * width :]),
+            return np.concatenate(
+                [
+                    self._rows(lod, first, self._halves(below)[0]),
+                    self._rows(lod, first + n // 2, self._halves(below)[1]),
+                ]
             )
-            return np.concatenate(parts)
         self.kept_old += 1
         rows = self.served(lod, np.array([first]))
         aux = np.zeros((1, self.store.codec.aux), np.float32)
         return self.store.codec.encode(Gists(rows=rows, aux=aux))
+
+    def _halves(self, below: Blocks | Bytes2D) -> tuple[Blocks | Bytes2D, Blocks | Bytes2D]:
+        """Return what two halves of some nodes are made of."""
+        if isinstance(below, Blocks):
+            return halves(below, self.store.blocks.left_tokens)
+        cut = len(below) // BLOCK_SIZE // 2 * BLOCK_SIZE
+        return below[:cut], below[cut:]

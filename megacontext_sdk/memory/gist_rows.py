@@ -16,7 +16,7 @@ from megacontext_sdk.contracts.gist import Gists
 from megacontext_sdk.errors import ConfigError, CorruptError
 
 if TYPE_CHECKING:
-    from megacontext_sdk.contracts.arrays import Bytes2D, Floats, Indices
+    from megacontext_sdk.contracts.arrays import Bools, Bytes2D, Floats, Indices
 
 __all__ = ["GIST_DTYPES", "GistCache", "RowCodec"]
 
@@ -156,6 +156,13 @@ class GistCache:
     def clear(self) -> None:
         """Forget everything."""
         self._slots.clear()
+
+    def holds(self, lod: int, indices: Indices) -> Bools:
+        """Tell which rows are here, bool[n]; that is no use of them."""
+        known = self._slots
+        if not known:
+            return np.zeros(len(indices), np.bool_)
+        return np.array([(lod, index) in known for index in indices.tolist()], np.bool_)
 
     def read(self, lod: int, indices: Indices) -> tuple[Floats, Indices]:
         """Return rows float32[n, S, d] and the places int64[m] whose rows are not here."""

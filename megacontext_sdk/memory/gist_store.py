@@ -1,57 +1,56 @@
-"""Gists of one memory: built bottom-up as blocks fill, stored as a cache, made again when missing.
+"""Serves the gists of one memory: from the cache, from storage, made at once, or provisional.
 
-Level by level, rows are stored without gaps from node 0; so "what is missing" is always the suffix
-behind the stored count, whether a crash, a failed encoder or a new encoder left it. A parent is
-computed from its children as storage gives them back, so no row depends on how appends were cut.
+An encoder that is quicker than the disk makes its gists while tokens are appended. One that runs
+behind leaves them to a builder in the background; until it has been there, a node is served by the
+newest encoder before, or by plain means, and says so. What is provisional never passes for the
+encoder's own: it is not stored, and whoever holds it can ask whether the real one has come.
 """
 
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-import attrs
 import numpy as np
 
-from megacontext_sdk.contracts.gist import Gists
-from megacontext_sdk.contracts.storage import GistBatch
-from megacontext_sdk.errors import ConfigError, ModelError
+from megacontext_sdk.errors import ConfigError, ModelError, ModelMismatchError
+from megacontext_sdk.memory.block_runs import BlockRuns
 from megacontext_sdk.memory.encoder_table import EncoderTable
-from megacontext_sdk.memory.forgotten import filled
+from megacontext_sdk.memory.gist_builder import GistBuilder
+from megacontext_sdk.memory.gist_levels import GistLevels
+from megacontext_sdk.memory.gist_maker import GistMaker
 from megacontext_sdk.memory.gist_rows import GistCache
-from megacontext_sdk.memory.lod import BLOCK_SIZE, MAX_LOD, n_nodes
-from megacontext_sdk.memory.provenance import trust_of_blocks
+from megacontext_sdk.memory.lod import BLOCK_SIZE
+from megacontext_sdk.memory.older_gists import NO_VERSION, OlderGists
+from megacontext_sdk.memory.urgent import affordable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
-    from megacontext_sdk.contracts.arrays import Bools, Bytes2D, Floats, Ids, Indices
+    from megacontext_sdk.contracts.arrays import Bools, Floats, Ids, Indices, Lods
     from megacontext_sdk.contracts.gist import GistEncoder, GistServices
+    from megacontext_sdk.errors import MegaContextError
     from megacontext_sdk.memory.gist_rows import RowCodec
     from megacontext_sdk.memory.journal import Journal
     from megacontext_sdk.memory.stand_in import StandIns
 
-__all__ = ["GistStore"]
+__all__ = ["BACKGROUND", "GistStore"]
 
-_CHUNK_NUMBERS = 2**18  # of gists encoded and handed over at once: 1,024 blocks at width 256
+BACKGROUND = ("auto", "on", "off")
+"""Who makes gists: a thread in the background for encoders that run behind, always, or never."""
+
 _KEPT = 64  # rows of a small append are kept decoded, for they are read next
+_PROVISIONAL_ROWS = 2048  # kept decoded while the encoder is behind: more than a window shows
+_AT_ONCE = 2**15
+"""Missing blocks that a quick encoder makes when a memory is opened: 1 M tokens, under a second."""
+_URGENT_SECONDS = 5.0
+"""How long the window waits for gists it needs: a chunk and a request of a sane encoder."""
 
 _log = logging.getLogger(__name__)
-
-
-@attrs.frozen(eq=False)
-class _Level:
-    """Consecutive decoded rows of one level, from node `first` on, with their trust."""
-
-    first: int
-    gists: Gists
-    trust: NDArray[np.uint8]
-
-    @property
-    def stop(self) -> int:
-        return self.first + len(self.trust)
 
 
 class GistStore:
@@ -64,13 +63,16 @@ class GistStore:
         codec: layout of its rows.
         cache_rows: decoded rows kept in memory.
         read_only: store nothing; what is missing is computed for this process.
-        stand_ins: serve what the encoder fails to make; without them such reads raise.
+        stand_ins: serve what the encoder has not made; without them such reads raise.
         filler_id: stands for forgotten tokens; no encoder ever sees them.
+        background: one of `BACKGROUND`.
 
     Attributes:
-        encoder: as given.
-        encode_calls: nodes encoded so far by this process, by level.
-        last_error: why gists are missing, after the encoder failed; None while all is well.
+        maker: runs the encoder.
+        blocks: what it is handed.
+        levels: its stored rows.
+        table: the encoders of this memory.
+        n_provisional: gists served so far in place of the encoder's own.
     """
 
     def __init__(
@@ -84,48 +86,101 @@ class GistStore:
         read_only: bool = False,
         stand_ins: StandIns | None = None,
         filler_id: int = 0,
+        background: str = "off",
     ) -> None:
         self.codec = codec
         self.cache = GistCache(cache_rows, codec.slots, codec.width)
-        self.encode_calls: dict[int, int] = {}
-        self.last_error: ModelError | None = None
         self.table = EncoderTable(journal)
-        self.version: int | None = None
-        self._journal = journal
-        self.encoder = encoder
-        self._filler_id = filler_id
-        self._services = services
-        self._read_only = read_only
+        self.maker = GistMaker(encoder, services, codec)
+        self.blocks = BlockRuns(journal.blocks, encoder, filler_id)
+        self.levels = GistLevels(journal, self.maker, self.blocks)
         self.stand_ins = stand_ins
-        rows = _CHUNK_NUMBERS // (codec.slots * codec.width) // BLOCK_SIZE * BLOCK_SIZE
-        self._chunk = max(rows, 2 * BLOCK_SIZE)
+        self.n_provisional = 0
+        self._journal = journal
+        self._read_only = read_only
+        self._last_error: ModelError | None = None
+        self._runs_behind = background == "on" or (background == "auto" and encoder.runs_behind)
+        self._may_catch_up = background == "auto" and not read_only
+        self._builder: GistBuilder | None = None
+        self._older: OlderGists | None = None
+        self._provisional = GistCache(
+            min(max(cache_rows, 1), _PROVISIONAL_ROWS), codec.slots, codec.width
+        )
+        self._ahead = GistCache(_PROVISIONAL_ROWS, codec.slots, codec.width)  # made, not stored yet
         self._seen_rollbacks = journal.n_rollbacks
 
-    def open(self) -> None:
-        """Find or enter the encoder's version, then build what is missing.
+    @property
+    def version(self) -> int | None:
+        """Version of the encoder in the memory's table; None if it never wrote here."""
+        return self.levels.version
+
+    @property
+    def last_error(self) -> MegaContextError | None:
+        """Why gists are missing, after the encoder failed; None while all is well."""
+        if self._builder is not None and self._builder.error is not None:
+            return self._builder.error
+        return self._last_error
+
+    @last_error.setter
+    def last_error(self, error: ModelError | None) -> None:
+        self._last_error = error
+
+    @property
+    def is_behind(self) -> bool:
+        """Tell whether gists are made in the background now."""
+        return self._builder is not None
+
+    def open(self, *, strict: bool = False) -> None:
+        """Find or enter the encoder's version, then build what is missing, or leave it to `wake`.
+
+        Args:
+            strict: refuse a memory whose gists are another encoder's.
 
         Raises:
+            ModelMismatchError: with `strict`.
             StorageError: the version cannot be entered.
         """
-        info = self._services.info
-        if self._read_only:
-            self.version = self.table.find(self.encoder, self.codec, info)
-            return
-        self.version = self.table.register(self.encoder, self.codec, info)
-        self.grow()
+        info, encoder = self.maker.services.info, self.maker.encoder
+        self.levels.version = self.table.find(encoder, self.codec, info)
+        if strict:
+            self._check_encoder()
+        if self.version is None and not self._read_only:
+            self.levels.version = self.table.register(encoder, self.codec, info)
+        self._older = OlderGists(
+            self._journal, self.table, self.codec, active=self.version, base=info.fingerprint
+        )
+        backlog = self._journal.n_blocks - self.count(1)
+        if self._runs_behind or (self._may_catch_up and backlog > _AT_ONCE):
+            self._builder = GistBuilder(self._journal, self.levels, stores=not self._read_only)
+        else:
+            self.grow()
+
+    def _check_encoder(self) -> None:
+        encoder = self.maker.encoder
+        fingerprint = encoder.fingerprint(self.maker.services.info)
+        for version, name in self.table.others(fingerprint):
+            if self._journal.gist_count(version, 1) > self.count(1):
+                message = (
+                    f"the gists of this memory were made by encoder {name!r}, not by "
+                    f"{encoder.name!r}, and strict_encoder=True forbids to mix them; open it with "
+                    f"gist={name!r} and call rebuild(gist={encoder.name!r})"
+                )
+                stored = str(self.table.entries[version].get("fp", ""))
+                raise ModelMismatchError(message, kind="encoder", stored=stored, given=fingerprint)
 
     def count(self, lod: int) -> int:
         """Return how many nodes of a level have stored gists."""
-        return 0 if self.version is None else self._journal.gist_count(self.version, lod)
+        return self.levels.count(lod)
 
     @property
     def n_missing(self) -> int:
         """Number of complete nodes without a stored gist."""
-        n_tokens = self._journal.n_tokens
-        return sum(n_nodes(n_tokens, lod) - self.count(lod) for lod in range(1, MAX_LOD + 1))
+        return self.levels.n_missing
+
+    # --- building ----------------------------------------------------------------------------
 
     def grow(self, blocks: Ids | None = None) -> None:
-        """Build the gists of all new blocks and of every parent they complete.
+        """Build the gists of all new blocks and of every parent they complete, or see to it.
 
         A failing encoder leaves its gists missing: they are tried again at the next call, and the
         tokens they stand for are safe. `last_error` says why.
@@ -136,19 +191,62 @@ class GistStore:
         self._notice_rollbacks()
         if self._read_only or self.version is None:
             return
+        if self._builder is not None:
+            n_fresh = 0 if blocks is None else len(blocks)
+            if not self._has_caught_up(n_fresh):
+                self._builder.wake()
+                return
+            self.close()
+            blocks = None  # whatever else it left missing
+        self._build(blocks)
+
+    def _has_caught_up(self, n_fresh: int) -> bool:
+        """Tell whether a quick encoder has made all but the newest blocks: it goes on by itself."""
+        if self._runs_behind or self._builder is None or not self._builder.is_idle:
+            return False
+        return self._journal.n_blocks - self.count(1) <= n_fresh
+
+    def _build(self, blocks: Ids | None) -> None:
         try:
-            self._build(blocks)
+            self.levels.build(blocks if self._last_error is None else None, self._keep)
         except ModelError as error:
-            self.last_error = error
+            self._last_error = error
             _log.warning("gists are missing and will be tried again: %s", error)
         except (ConfigError, LookupError):
             if self._journal.n_rollbacks == self._seen_rollbacks:
                 raise
             # A full disk took the blocks back while their gists were made; their ticket says so.
         else:
-            if self.last_error is not None:
+            if self._last_error is not None:
                 self.cache.clear()  # of stand-ins
-            self.last_error = None
+            self._last_error = None
+
+    def _keep(self, lod: int, first: int, rows: Floats) -> None:
+        if len(rows) <= _KEPT:
+            self.cache.write(lod, np.arange(first, first + len(rows)), rows)
+
+    def wake(self) -> None:
+        """Let the background begin with what a crash or another encoder left missing."""
+        if self._builder is not None and self.n_missing:
+            self._builder.wake()
+
+    def wait(self) -> None:
+        """Return when the background has made everything, or has given up for now."""
+        builder = self._builder
+        if builder is not None and not self._read_only:
+            builder.wait()
+
+    def paused(self, *, idle: bool = False) -> AbstractContextManager[None]:
+        """Keep the background away from the journal and, with `idle`, from the encoder."""
+        return nullcontext() if self._builder is None else self._builder.paused(idle=idle)
+
+    def close(self) -> None:
+        """End the background; what it has not made stays missing. Idempotent."""
+        if self._builder is not None:
+            self._builder.close()
+            self._builder = None
+
+    # --- reading -----------------------------------------------------------------------------
 
     def read(self, lod: int, nodes: Indices) -> Floats:
         """Return gists float32[n, S, d] of existing nodes, in the order asked.
@@ -157,6 +255,8 @@ class GistStore:
             ModelError: a missing gist cannot be computed, and there are no stand-ins.
         """
         self._notice_rollbacks()
+        if self._builder is not None:
+            return self._read_behind(lod, nodes)
         rows, missing = self.cache.read(lod, nodes)
         if len(missing):
             wanted = np.unique(nodes[missing])
@@ -168,204 +268,135 @@ class GistStore:
         return rows
 
     def _load_or_stand_in(self, lod: int, nodes: Indices) -> Floats:
-        """Return rows float32[n, S, d] of ascending nodes; stand-ins where the encoder fails."""
+        """Return rows float32[n, S, d] of ascending nodes; provisional ones where it fails."""
         try:
-            return self._load(lod, nodes).gists.rows
+            return self.levels.load(lod, nodes).gists.rows
         except ModelError as error:
             if self.stand_ins is None:
                 raise
-            self.last_error = error
+            self._last_error = error
         n_stored = int(np.searchsorted(nodes, self.count(lod)))
         if not 0 < n_stored < len(nodes):
-            return self.stand_ins.make(lod, nodes).rows
+            return self._stand_in(lod, nodes)
         parts = (nodes[:n_stored], nodes[n_stored:])
         return np.concatenate([self._load_or_stand_in(lod, part) for part in parts])
+
+    def _read_behind(self, lod: int, nodes: Indices) -> Floats:
+        """Return what there is now; the encoder is not run for it."""
+        rows, missing = self.cache.read(lod, nodes)
+        is_left = np.zeros(len(nodes), np.bool_)
+        is_left[missing] = True
+        own = missing[nodes[missing] < self.count(lod)]
+        if len(own):
+            wanted, at = np.unique(nodes[own], return_inverse=True)
+            level, present = self.levels.stored(lod, wanted)
+            self.cache.write(lod, wanted[present], level.gists.rows[present])
+            rows[own], is_left[own] = level.gists.rows[at], ~present[at]
+        left = np.flatnonzero(is_left)
+        for cache in (self._ahead, self._provisional):
+            if len(left):
+                found, still = cache.read(lod, nodes[left])
+                rows[left] = found
+                left = left[still]
+        if len(left):
+            wanted = np.unique(nodes[left])
+            made = self._stand_in(lod, wanted)
+            self._provisional.write(lod, wanted, made)
+            rows[left] = made[np.searchsorted(wanted, nodes[left])]
+        return rows
+
+    def _stand_in(self, lod: int, nodes: Indices) -> Floats:
+        """Return rows float32[n, S, d] of ascending nodes by other means than the encoder's.
+
+        Raises:
+            ModelError: there are no stand-ins.
+        """
+        self.n_provisional += len(nodes)
+        older = self._older
+        if older is None:
+            rows, found = self._empty(len(nodes)), np.zeros(len(nodes), np.bool_)
+        else:
+            rows, found = older.read(lod, nodes)
+        if found.all():
+            return rows
+        if self.stand_ins is None:
+            node = f"LOD{lod}:{int(nodes[~found][0])}"
+            message = f"the gist of {node} is not made yet, and nothing may stand in for it"
+            raise ModelError(message, encoder=self.maker.encoder.name, lod=lod, node=node)
+        rows[~found] = self.stand_ins.make(lod, nodes[~found]).rows
+        return rows
+
+    def _empty(self, n: int) -> Floats:
+        return np.zeros((n, self.codec.slots, self.codec.width), np.float32)
 
     def _notice_rollbacks(self) -> None:
         """Forget decoded rows after appends were given up: other blocks will take their place."""
         if self._journal.n_rollbacks != self._seen_rollbacks:
             self._seen_rollbacks = self._journal.n_rollbacks
-            self.cache.clear()
+            for cache in (self.cache, self._provisional, self._ahead):
+                cache.clear()
+            if self.stand_ins is not None:
+                self.stand_ins.clear()
 
-    # --- building ----------------------------------------------------------------------------
+    # --- what is the encoder's own -----------------------------------------------------------
 
-    def _build(self, blocks: Ids | None) -> None:
-        if blocks is None or self.last_error is not None:
-            self._raise_missing()
-        n_blocks, at = self._journal.n_blocks, self.count(1)
-        fresh_from = n_blocks - (0 if blocks is None else len(blocks))
-        while at < n_blocks:
-            stop = min(at + self._chunk, n_blocks)
-            if blocks is not None and at >= fresh_from:
-                ids = blocks[at - fresh_from : stop - fresh_from]
-            else:
-                ids = self._journal.blocks(np.arange(at, stop))
-            self._raise_parents(self._store(1, at, self._encode_blocks(ids), self._trust(at, stop)))
-            at = stop
+    @property
+    def _stands_in(self) -> bool:
+        """Tell whether something stands in for what is missing; else it is made when it is read."""
+        return self._builder is not None or self._last_error is not None
 
-    def _raise_missing(self) -> None:
-        """Build parents that an earlier failure left out, level by level."""
-        for lod in range(2, MAX_LOD + 1):
-            at, stop = self.count(lod), self.count(lod - 1) // BLOCK_SIZE
-            while at < stop:
-                end = min(at + self._chunk // BLOCK_SIZE, stop)
-                children = self._load(lod - 1, np.arange(at * BLOCK_SIZE, end * BLOCK_SIZE))
-                self._store_parents(lod, children)
-                at = end
+    def need(self, lods: Lods, nodes: Indices) -> None:
+        """Make gists at once that the model is about to be fed, as far as that is cheap."""
+        if self._builder is None:
+            return
+        wanted = affordable(lods, nodes, self.is_provisional(lods, nodes), self.count)
+        if wanted:
+            for lod, made, rows in self._builder.make(wanted, _URGENT_SECONDS):
+                self._ahead.write(lod, made, rows)
 
-    def _raise_parents(self, level: _Level) -> None:
-        """Build the parents that new rows complete, and theirs."""
-        lod = 1
-        while level.stop // BLOCK_SIZE > self.count(lod + 1):
-            lod += 1
-            first = self.count(lod) * BLOCK_SIZE
-            stop = level.stop // BLOCK_SIZE * BLOCK_SIZE
-            level = self._store_parents(lod, self._joined(lod - 1, first, level, stop))
+    def is_provisional(self, lods: Lods, nodes: Indices) -> Bools:
+        """Tell of nodes whether `read` gives something else than the encoder's own gist, bool[n].
 
-    def _joined(self, lod: int, first: int, level: _Level, stop: int) -> _Level:
-        """Return rows `[first, stop)` of a level: the older ones from storage, the rest given."""
-        cut = max(0, stop - level.first)
-        rows, aux, trust = level.gists.rows[:cut], level.gists.aux[:cut], level.trust[:cut]
-        if first < level.first:
-            old = self._load(lod, np.arange(first, min(level.first, stop)))
-            rows = np.concatenate([old.gists.rows, rows])
-            aux = np.concatenate([old.gists.aux, aux])
-            trust = np.concatenate([old.trust, trust])
-        return _Level(first, Gists(rows=rows, aux=aux), trust)
+        A node that does not exist has no gist, and none is provisional.
+        """
+        provisional = np.zeros(len(nodes), np.bool_)
+        if not self._stands_in:
+            return provisional
+        for lod in np.unique(lods).tolist():
+            at = np.flatnonzero((lods == lod) & (nodes >= self.count(lod)))
+            exists = nodes[at] < self._journal.n_tokens // BLOCK_SIZE**lod
+            at = at[exists]
+            provisional[at] = ~self._ahead.holds(lod, nodes[at])
+        return provisional
 
-    def _store_parents(self, lod: int, children: _Level) -> _Level:
-        trust = children.trust.reshape(-1, BLOCK_SIZE).min(axis=1)
-        gists = self._encode_gists(lod, children.gists)
-        return self._store(lod, children.first // BLOCK_SIZE, gists, trust)
+    def serving(self, lods: Lods, nodes: Indices) -> tuple[NDArray[np.int16], Bools]:
+        """Return which version serves nodes, int16[n], and which gists are provisional, bool[n].
 
-    def _store(self, lod: int, first: int, gists: Gists, trust: NDArray[np.uint8]) -> _Level:
-        """Hand new rows to the journal; return them as storage will give them back."""
-        raw = self.codec.encode(gists)
-        nodes = np.arange(first, first + len(raw), dtype=np.uint64)
-        level = _Level(first, self._checked(lod, first, self.codec.decode(raw)), trust)
-        self._journal.put_gists(
-            GistBatch(version=self.version or 0, lod=lod, nodes=nodes, trust=trust, rows=raw)
-        )
-        if len(raw) <= _KEPT:
-            self.cache.write(lod, nodes.astype(np.int64), level.gists.rows)
-        return level
+        The version is -1 where the gist is stored nowhere.
+        """
+        provisional = self.is_provisional(lods, nodes)
+        own = NO_VERSION if self.version is None else self.version
+        found = np.full(len(nodes), own, np.int16)
+        for lod in np.unique(lods[provisional]).tolist():
+            at = np.flatnonzero(provisional & (lods == lod))
+            found[at] = NO_VERSION if self._older is None else self._older.which(lod, nodes[at])
+        return found, provisional
 
-    # --- reading -----------------------------------------------------------------------------
-
-    def _load(self, lod: int, nodes: Indices) -> _Level:
-        """Return decoded rows of ascending nodes; what storage lacks is computed, not stored."""
-        if self.version is None:
-            return self._compute(lod, nodes)
-        found = self._journal.gists(self.version, lod, nodes)
-        present = found.present
-        if not present.all():
-            return self._completed(lod, nodes, present)
-        gists = self.codec.decode(found.rows)
-        if not self.codec.is_finite(gists):
-            return self._compute(lod, nodes)
-        return _Level(int(nodes[0]), gists, found.trust)
-
-    def _completed(self, lod: int, nodes: Indices, present: Bools) -> _Level:
-        """Return rows of nodes of which storage has only some."""
-        made = self._compute(lod, nodes[~present])
-        if not present.any():
-            return made
-        held = self._load(lod, nodes[present])
-        parts = [
-            np.empty((len(nodes), *like.shape[1:]), like.dtype)
-            for like in (made.gists.rows, made.gists.aux, made.trust)
-        ]
-        for whole, old, new in zip(
-            parts,
-            (held.gists.rows, held.gists.aux, held.trust),
-            (made.gists.rows, made.gists.aux, made.trust),
-            strict=True,
-        ):
-            whole[present], whole[~present] = old, new
-        return _Level(int(nodes[0]), Gists(rows=parts[0], aux=parts[1]), parts[2])
-
-    def _compute(self, lod: int, nodes: Indices) -> _Level:
-        """Return rows computed from the children, rounded as storage would round them."""
-        if lod == 1:
-            gists = self._encode_blocks(self._journal.blocks(nodes))
-            trust = np.concatenate([self._trust(at, at + 1) for at in nodes.tolist()])
-        else:
-            below = nodes[:, None] * BLOCK_SIZE + np.arange(BLOCK_SIZE)
-            children = self._load(lod - 1, below.reshape(-1))
-            gists = self._encode_gists(lod, children.gists)
-            trust = children.trust.reshape(-1, BLOCK_SIZE).min(axis=1)
-        rounded = self.codec.decode(self.codec.encode(gists))
-        return _Level(int(nodes[0]), self._checked(lod, int(nodes[0]), rounded), trust)
-
-    # --- the encoder, which is foreign code --------------------------------------------------
-
-    def made(self, lod: int, first: int, below: Ids | Bytes2D) -> Bytes2D:
-        """Return rows as they are stored, uint8[n, row_bytes], of nodes whose content is given.
+    def served(self, n_nodes: Mapping[int, int]) -> dict[int, int]:
+        """Return how many nodes each version serves, with -1 for what is stored nowhere.
 
         Args:
-            lod: their level.
-            first: the first of them, to name it in an error.
-            below: at LOD1 ids int32[n, 32], above it stored rows of children uint8[n * 32, ...].
-
-        Raises:
-            ModelError: the encoder fails, or its numbers cannot be stored.
+            n_nodes: complete nodes by level.
         """
-        if lod == 1:
-            gists = self._encode_blocks(below.astype(np.int32, copy=False))
-        else:
-            gists = self._encode_gists(lod, self.codec.decode(below.astype(np.uint8, copy=False)))
-        raw = self.codec.encode(gists)
-        self._checked(lod, first, self.codec.decode(raw))
-        return raw
-
-    def _encode_blocks(self, ids: Ids) -> Gists:
-        encode, known = self.encoder.encode_blocks, filled(ids, self._filler_id)
-        return self._encode(1, len(ids), lambda: encode(known, self._services))
-
-    def _encode_gists(self, lod: int, children: Gists) -> Gists:
-        encode = self.encoder.encode_gists
-        n = len(children.rows) // BLOCK_SIZE
-        return self._encode(lod, n, lambda: encode(lod, children, self._services))
-
-    def _encode(self, lod: int, n: int, encode: Callable[[], Gists]) -> Gists:
-        """Run the encoder; whatever it raises, or another shape than asked, is a `ModelError`."""
-        name, codec = self.encoder.name, self.codec
-        self.encode_calls[lod] = self.encode_calls.get(lod, 0) + n
-        try:
-            gists = encode()
-        except Exception as error:
-            # Its text stays in the cause: it may quote what the memory holds.
-            message = f"gist encoder {name!r} failed on LOD{lod} with {type(error).__name__}"
-            raise ModelError(message, encoder=name, lod=lod) from error
-        if not all(_is_numbers(getattr(gists, part, None)) for part in ("rows", "aux")):
-            message = (
-                f"gist encoder {name!r} gave a {type(gists).__name__} for LOD{lod}; it must give "
-                "Gists whose rows and aux are arrays of floating-point numbers"
-            )
-            raise ModelError(message, encoder=name, lod=lod)
-        shapes = gists.rows.shape, gists.aux.shape
-        if shapes != ((n, codec.slots, codec.width), (n, codec.aux)):
-            message = (
-                f"gist encoder {name!r} gave LOD{lod} arrays of shape {shapes} for {n} nodes; it "
-                f"declares {codec.slots} slots of width {codec.width} and {codec.aux} aux numbers"
-            )
-            raise ModelError(message, encoder=name, lod=lod)
-        return gists
-
-    def _checked(self, lod: int, first: int, gists: Gists) -> Gists:
-        if self.codec.is_finite(gists):
-            return gists
-        wrong = ~np.isfinite(gists.rows).all(axis=(1, 2)) | ~np.isfinite(gists.aux).all(axis=1)
-        node = f"LOD{lod}:{first + int(np.flatnonzero(wrong)[0])}"
-        message = (
-            f"gist encoder {self.encoder.name!r} made numbers for {node} that "
-            f"{self.codec.dtype!r} cannot hold; check the embedding table or use gist_dtype='f4'"
-        )
-        raise ModelError(message, encoder=self.encoder.name, lod=lod, node=node)
-
-    def _trust(self, first: int, stop: int) -> NDArray[np.uint8]:
-        return trust_of_blocks(self._journal, first, stop)
-
-
-def _is_numbers(array: object) -> bool:
-    return isinstance(array, np.ndarray) and array.dtype.kind == "f"
+        totals: dict[int, int] = {}
+        for lod, n in n_nodes.items():
+            bounds = [] if self.version is None else [(self.version, self.count(lod))]
+            if self._older is not None and self._stands_in:
+                bounds += self._older.counts(lod)
+            covered = 0
+            for version, count in [*bounds, (NO_VERSION, n)]:
+                more = min(count, n) - covered
+                if more > 0:
+                    totals[version] = totals.get(version, 0) + more
+                    covered += more
+        return totals

@@ -194,10 +194,15 @@ class Journal(JournalReader):
             )
         return Ticket(receipt, outcome)
 
-    def put_gists(self, batch: GistBatch) -> None:
+    def put_gists(self, batch: GistBatch, *, since: int | None = None) -> None:
         """Accept gist rows; they follow their tokens to the store without a flush of their own.
 
         Rows of blocks that a full disk took back are dropped: they will be made again.
+
+        Args:
+            batch: rows that continue a level.
+            since: `n_rollbacks` when their blocks were read, by a thread that must not wait here:
+                if the journal gave up anything since, the rows are dropped. None waits for room.
 
         Raises:
             InvariantError: nodes that do not continue the level, or a wrong dtype or shape.
@@ -208,8 +213,11 @@ class Journal(JournalReader):
         check_gists(batch)
         queue = self._queue
         with queue.changed:
-            queue.changed.wait_for(lambda: queue.has_room or self._writer.error)
+            if since is None:
+                queue.changed.wait_for(lambda: queue.has_room or self._writer.error)
             self._check_open()
+            if since is not None and since != queue.n_rollbacks:
+                return
             stop = int(np.searchsorted(batch.nodes, n_nodes(queue.accepted.n_tokens, batch.lod)))
             if stop == 0:
                 return
@@ -224,6 +232,22 @@ class Journal(JournalReader):
                 )
             queue.accept_gists(head_of(batch, stop))
             self._writer.wake()
+
+    @property
+    def n_queued_gists(self) -> int:
+        """Batches of gist rows that are not in the store yet."""
+        return len(self._queue.gists)
+
+    @property
+    def is_full(self) -> bool:
+        """Tell whether queued gist rows cannot be stored now; `flush` says why."""
+        return self._writer.gists_blocked or self._writer.error is not None
+
+    def nudge(self) -> None:
+        """Let the writer try again to store gists that waited for space."""
+        with self._queue.changed:
+            if self._closed is None and self._writer.error is None:
+                self._writer.wake()
 
     def flush(self) -> None:
         """Return when everything accepted is durable, gists included, and checkpointed.

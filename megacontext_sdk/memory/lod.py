@@ -6,6 +6,7 @@ Source: `docs/reference/glossary.md`; the tree is 32-ary at every level, without
 
 from __future__ import annotations
 
+import heapq
 from typing import TYPE_CHECKING
 
 import attrs
@@ -29,6 +30,7 @@ __all__ = [
     "node_span",
     "pack",
     "parent",
+    "refined",
     "top_lod",
     "unpack",
     "width",
@@ -192,3 +194,26 @@ def min_cost(n_tokens: int, gist_slots: int = 1) -> int:
         blocks, digit = divmod(blocks, BLOCK_SIZE)
         rows += gist_slots * digit
     return rows
+
+
+def refined(nodes: list[NodeId], free_rows: int, slots: int) -> list[NodeId]:
+    """Expand the coarsest, of those the newest, while rows are left; return nodes in order.
+
+    Args:
+        nodes: they tile a span.
+        free_rows: what expanding may cost.
+        slots: S, rows per gist.
+    """
+    heap = [(-node.lod, -node.index, node) for node in nodes]
+    heapq.heapify(heap)
+    done: list[NodeId] = []
+    while heap:
+        node = heapq.heappop(heap)[2]
+        price = BLOCK_SIZE - slots if node.lod == 1 else (BLOCK_SIZE - 1) * slots
+        if node.lod == 0 or price > free_rows:
+            done.append(node)
+            continue
+        free_rows -= price
+        for child in children(node):
+            heapq.heappush(heap, (-child.lod, -child.index, child))
+    return sorted(done, key=lambda node: node.span)

@@ -1,7 +1,8 @@
-"""Stand-ins for gists the active encoder cannot make: plain, computed on demand, never stored.
+"""Stand-ins for gists the active encoder has not made: plain, computed on demand, never stored.
 
-A failing encoder must not stop a session (spec section 11), and a gist of another encoder must not
-pass for its own. So stand-ins come from the blocks alone and live in memory until it works again.
+An encoder that fails or runs behind must not stop a session (spec section 11), and a gist of
+another encoder must not pass for its own. So stand-ins come from the blocks alone and live in
+memory until the real ones are there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from megacontext_sdk.memory.forgotten import filled
+from megacontext_sdk.memory.block_runs import BlockRuns
+from megacontext_sdk.memory.gist_maker import joined
 from megacontext_sdk.memory.lod import BLOCK_SIZE
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from megacontext_sdk.memory.journal import Journal
 
 __all__ = ["StandIns"]
+
+_KNOWN_PARENTS = 4096  # of 1,024 tokens at least: 4 M tokens are read once, not again and again
 
 
 class StandIns:
@@ -39,14 +43,18 @@ class StandIns:
     ) -> None:
         self.n_made = 0
         self._encoder = encoder
-        self._journal = journal
         self._services = services
-        self._filler_id = filler_id
+        self._blocks = BlockRuns(journal.blocks, encoder, filler_id)
+        self._known: dict[tuple[int, int], Gists] = {}  # oldest use first
 
     @property
     def name(self) -> str:
         """Name of the simple encoder."""
         return self._encoder.name
+
+    def clear(self) -> None:
+        """Forget what was made: blocks may hold other tokens now."""
+        self._known.clear()
 
     def make(self, lod: int, nodes: Indices) -> Gists:
         """Return gists of complete nodes, rows float32[n, S, d]."""
@@ -54,8 +62,18 @@ class StandIns:
         return self._make(lod, nodes)
 
     def _make(self, lod: int, nodes: Indices) -> Gists:
-        if lod == 1:
-            ids = filled(self._journal.blocks(nodes), self._filler_id)
-            return self._encoder.encode_blocks(ids, self._services)
-        below = (nodes[:, None] * BLOCK_SIZE + np.arange(BLOCK_SIZE)).reshape(-1)
-        return self._encoder.encode_gists(lod, self._make(lod - 1, below), self._services)
+        if lod > 1:
+            return joined([self._parent(lod, node) for node in nodes.tolist()])
+        runs = self._blocks.of(nodes)
+        return joined([self._encoder.encode_blocks(blocks, self._services) for blocks in runs])
+
+    def _parent(self, lod: int, node: int) -> Gists:
+        """Return the gist of a node above LOD1; few enough are remembered to climb on."""
+        known = self._known.pop((lod, node), None)
+        if known is None:
+            below = np.arange(node * BLOCK_SIZE, (node + 1) * BLOCK_SIZE)
+            known = self._encoder.encode_gists(lod, self._make(lod - 1, below), self._services)
+        self._known[lod, node] = known  # now the newest
+        if len(self._known) > _KNOWN_PARENTS:
+            del self._known[next(iter(self._known))]
+        return known

@@ -6,10 +6,8 @@ itself. The tree knows no budget, no scores and no text; it hands out arrays.
 
 from __future__ import annotations
 
-import heapq
 from typing import TYPE_CHECKING
 
-import attrs
 import numpy as np
 
 from megacontext_sdk.errors import ConfigError
@@ -20,55 +18,27 @@ from megacontext_sdk.memory.gist_rows import RowCodec
 from megacontext_sdk.memory.gist_store import GistStore
 from megacontext_sdk.memory.journal import OP_APPEND
 from megacontext_sdk.memory.lod import BLOCK_SIZE, NodeId, Span
+from megacontext_sdk.memory.older_gists import NO_VERSION
 from megacontext_sdk.memory.stand_in import StandIns
+from megacontext_sdk.memory.tree_stats import TreeStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from megacontext_sdk.contracts.arrays import Floats, Ids, Indices, Lods
+    from numpy.typing import NDArray
+
+    from megacontext_sdk.contracts.arrays import Bools, Floats, Ids, Indices, Lods
     from megacontext_sdk.contracts.gist import GistEncoder, GistServices
-    from megacontext_sdk.errors import ModelError
+    from megacontext_sdk.errors import MegaContextError
     from megacontext_sdk.memory.journal import Journal, MessageRecord, Ticket
     from megacontext_sdk.memory.precision import PrecisionTable
 
-__all__ = ["MegaContextTree", "TreeStats"]
+__all__ = ["MegaContextTree"]
 
 _TAIL_GISTS = 5
 _PAGE_TOKENS = 2**16
-
-
-@attrs.frozen(kw_only=True)
-class TreeStats:
-    """What a tree holds and did.
-
-    Attributes:
-        n_tokens, n_blocks, n_tail: the history, its full blocks, the tokens behind them.
-        nodes: complete nodes by level, from 1 on.
-        node_ratio: nodes above LOD0 over tokens; 1/31 for a long history.
-        versions: stored LOD1 gists by encoder version.
-        n_missing_gists: complete nodes without a stored gist.
-        gist_row_bytes: bytes of one gist row.
-        id_bytes_per_token, gist_bytes_per_token: as stored, before compression.
-        encode_calls: nodes encoded by this process, by level.
-        cache_hits, cache_misses: reads of decoded gists.
-        access_reset: why access counts started again from zero; empty if they did not.
-    """
-
-    n_tokens: int
-    n_blocks: int
-    n_tail: int
-    nodes: Mapping[int, int]
-    node_ratio: float
-    versions: Mapping[int, int]
-    n_missing_gists: int
-    gist_row_bytes: int
-    id_bytes_per_token: float
-    gist_bytes_per_token: float
-    encode_calls: Mapping[int, int]
-    cache_hits: int
-    cache_misses: int
-    access_reset: str
 
 
 class MegaContextTree:
@@ -85,8 +55,9 @@ class MegaContextTree:
         access_path: file of the access counts, or None to count in this process only.
         precision: counts exact things in blocks; without one every block counts zero.
         read_only: write neither gists nor counts; what is missing is computed for this process.
-        provisional: encoder that stands in, in memory only, where the other one fails.
+        provisional: encoder that stands in, in memory only, where the other one fails or lags.
         filler_id: what models and encoders are shown in place of forgotten tokens.
+        background: "on", "off" or "auto": who makes gists, see `memory.gist_store.BACKGROUND`.
 
     Attributes:
         filler_id: as given.
@@ -108,6 +79,7 @@ class MegaContextTree:
         read_only: bool = False,
         provisional: GistEncoder | None = None,
         filler_id: int = 0,
+        background: str = "off",
     ) -> None:
         width = services.info.hidden_size
         codec = RowCodec(encoder.gist_slots, width, encoder.aux_size, gist_dtype)
@@ -128,24 +100,34 @@ class MegaContextTree:
             read_only=read_only,
             stand_ins=stand_ins,
             filler_id=filler_id,
+            background=background,
         )
         self._access = AccessCounts(access_path, read_only=read_only)
         self._precision = precision
 
-    def open(self) -> None:
-        """Build gists that are missing after a crash, and read the access counts.
+    def open(self, *, strict_encoder: bool = False) -> None:
+        """Build gists that are missing after a crash, or leave them; read the access counts.
+
+        Args:
+            strict_encoder: refuse a memory whose gists are another encoder's.
 
         Raises:
+            ModelMismatchError: with `strict_encoder`.
             StorageError: the encoder table cannot be stored.
         """
-        self._gists.open()
+        self._gists.open(strict=strict_encoder)
         self._access.open()
 
     def over(self, journal: Journal) -> MegaContextTree:
         """Return the tree of another memory with the same encoder; it counts no accesses."""
         dtype = self._gists.codec.dtype
         return MegaContextTree(
-            journal, self._gists.encoder, self._services, gist_dtype=dtype, filler_id=self.filler_id
+            journal,
+            self._gists.maker.encoder,
+            self._services,
+            gist_dtype=dtype,
+            filler_id=self.filler_id,
+            background="auto",
         )
 
     def flush(self) -> None:
@@ -159,7 +141,29 @@ class MegaContextTree:
 
     def close(self) -> None:
         """Write the access counts; the journal is closed by whoever opened it."""
+        self.stop()
         self._access.flush()
+
+    # --- gists in the background -------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Begin with what was missing when the tree was opened, if that was left to a thread."""
+        self._gists.wake()
+
+    def wait_for_gists(self) -> None:
+        """Return when the background has made everything, or has given up on it for now.
+
+        May be called without the session's lock.
+        """
+        self._gists.wait()
+
+    def paused(self, *, idle: bool = False) -> AbstractContextManager[None]:
+        """Keep the background away from the journal, and with `idle` from the encoder."""
+        return self._gists.paused(idle=idle)
+
+    def stop(self) -> None:
+        """End the background; what it has not made stays missing. Idempotent."""
+        self._gists.close()
 
     # --- shape -------------------------------------------------------------------------------
 
@@ -196,17 +200,28 @@ class MegaContextTree:
     @property
     def encode_calls(self) -> Mapping[int, int]:
         """Nodes encoded by this process, by level."""
-        return dict(self._gists.encode_calls)
+        return dict(self._gists.maker.encode_calls)
 
     @property
-    def encoder_error(self) -> ModelError | None:
+    def encoder_error(self) -> MegaContextError | None:
         """Why gists are missing, if they are."""
         return self._gists.last_error
 
     @property
+    def gist_version(self) -> int:
+        """Version of the encoder in use; -1 if it never wrote here."""
+        version = self._gists.version
+        return NO_VERSION if version is None else version
+
+    @property
+    def n_missing_gists(self) -> int:
+        """Complete nodes without a stored gist of the encoder in use."""
+        return self._gists.n_missing
+
+    @property
     def n_provisional(self) -> int:
-        """Gists served by the provisional encoder so far, because the other one failed."""
-        return 0 if self._gists.stand_ins is None else self._gists.stand_ins.n_made
+        """Gists served so far in place of the encoder's own, because it failed or lags."""
+        return self._gists.n_provisional
 
     def n_nodes(self, lod: int) -> int:
         """Return how many complete nodes a level has."""
@@ -254,7 +269,7 @@ class MegaContextTree:
         if rows > max_rows:
             message = f"{span} needs at least {rows} rows, max_rows is {max_rows}"
             raise ConfigError(message, field="max_rows", value=max_rows, needed=rows)
-        nodes = _refined(nodes, max_rows - rows, self.gist_slots)
+        nodes = levels.refined(nodes, max_rows - rows, self.gist_slots)
         return [*nodes, NodeId(0, self.n_blocks)] if has_tail else nodes
 
     def stats(self) -> TreeStats:
@@ -270,7 +285,9 @@ class MegaContextTree:
             nodes=above,
             node_ratio=n_gists / n_tokens,
             versions={v: self._journal.gist_count(v, 1) for v in versions},
+            served=self._gists.served(above),
             n_missing_gists=self._gists.n_missing,
+            n_pending_blocks=self.n_blocks - self._gists.count(1),
             gist_row_bytes=row_bytes,
             id_bytes_per_token=_id_bytes(self._services.info.vocab_size),
             gist_bytes_per_token=n_gists * row_bytes / n_tokens,
@@ -366,13 +383,16 @@ class MegaContextTree:
     def rows(self, node: NodeId) -> Floats:
         """Return what a model is fed for a node, float32[m, d].
 
-        Embedding rows of the tokens at LOD0, the unfinished block included; a gist above.
+        Embedding rows of the tokens at LOD0, the unfinished block included; a gist above, made at
+        once if that is cheap.
 
         Raises:
             ConfigError: a node that does not exist.
         """
         if node.lod:
-            gist: Floats = self.gists(node.lod, np.array([node.index]))[0]
+            index = np.array([node.index])
+            self.need(np.array([node.lod], np.uint8), index)
+            gist: Floats = self.gists(node.lod, index)[0]
             return gist
         if node.index == self.n_blocks:
             ids = self.tail
@@ -380,6 +400,18 @@ class MegaContextTree:
             ids = self.token_ids_of_blocks(np.array([node.index]))[0]
         rows: Floats = self._services.embedding_table()[filled(ids, self.filler_id)]
         return rows
+
+    def need(self, lods: Lods, indices: Indices) -> None:
+        """Make gists of nodes now that the model is about to be fed, as far as that is cheap."""
+        self._gists.need(lods, indices)
+
+    def is_provisional(self, lods: Lods, indices: Indices) -> Bools:
+        """Tell of gist nodes, bool[n], whether something else serves in place of their own gist."""
+        return self._gists.is_provisional(lods, indices)
+
+    def serving(self, lods: Lods, indices: Indices) -> tuple[NDArray[np.int16], Bools]:
+        """Return which version serves gist nodes, int16[n], -1 if none, and `is_provisional`."""
+        return self._gists.serving(lods, indices)
 
     def tail_gists(self) -> Floats:
         """Return slot 0 of the newest five LOD1 gists, oldest first, and of the newest LOD2.
@@ -452,20 +484,3 @@ class MegaContextTree:
 def _id_bytes(vocab_size: int) -> float:
     """Return bytes of a stored token id."""
     return 2.0 if vocab_size < 2**16 else 4.0
-
-
-def _refined(nodes: list[NodeId], free_rows: int, slots: int) -> list[NodeId]:
-    """Expand the coarsest, of those the newest, while rows are left; return nodes in order."""
-    heap = [(-node.lod, -node.index, node) for node in nodes]
-    heapq.heapify(heap)
-    done: list[NodeId] = []
-    while heap:
-        node = heapq.heappop(heap)[2]
-        price = BLOCK_SIZE - slots if node.lod == 1 else (BLOCK_SIZE - 1) * slots
-        if node.lod == 0 or price > free_rows:
-            done.append(node)
-            continue
-        free_rows -= price
-        for child in levels.children(node):
-            heapq.heappush(heap, (-child.lod, -child.index, child))
-    return sorted(done, key=lambda node: node.span)

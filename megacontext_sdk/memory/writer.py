@@ -99,6 +99,10 @@ class Writer:
         token_bytes: 2 or 4.
         guard: HEAD and lock.
         sync: flush each commit; else they are durable at the next checkpoint, and HEAD waits too.
+
+    Attributes:
+        error: what made writing impossible.
+        gists_blocked: the disk is full; queued gists wait until there is something new to do.
     """
 
     def __init__(
@@ -119,7 +123,7 @@ class Writer:
         self._stopping = False
         self._flush_asked = self._flush_served = self._flush_seq = 0
         self._flush_error: Exception | None = None
-        self._gists_blocked = False
+        self.gists_blocked = False
         self._dirty_bytes = 0
         self._last_write = monotonic()
         self.error: SessionClosedError | None = None
@@ -131,7 +135,7 @@ class Writer:
         if self._thread is None:
             self._thread = Thread(target=self._run, name="megacontext-writer", daemon=True)
             self._thread.start()
-        self._gists_blocked = False
+        self.gists_blocked = False
         self._queue.changed.notify_all()
 
     def flush(self) -> None:
@@ -180,7 +184,7 @@ class Writer:
             return not self._stopping or bool(self._queue.appends)
 
     def _has_work(self) -> bool:
-        has_gists = bool(self._queue.gists) and not self._gists_blocked
+        has_gists = bool(self._queue.gists) and not self.gists_blocked
         return bool(self._queue.appends) or has_gists or self._stopping or self._is_flush_asked()
 
     def _is_flush_asked(self) -> bool:
@@ -215,7 +219,7 @@ class Writer:
             self._guard.durable(after.seq, after.chain)
         with self._queue.changed:
             self._queue.retire(group)
-            self._gists_blocked = False  # there is space after all
+            self.gists_blocked = False  # there is space after all
             self._queue.changed.notify_all()
         for pending in group:
             pending.outcome.settle()
@@ -227,12 +231,12 @@ class Writer:
 
     def _store_gists(self) -> None:
         with self._queue.changed:
-            ready = [] if self._gists_blocked else self._queue.covered_gists()
+            ready = [] if self.gists_blocked else self._queue.covered_gists()
         for batch in ready:
             try:
                 self._storage.put_gists(batch)
             except StorageFullError:
-                self._gists_blocked = True  # they stay queued until there is something new to do
+                self.gists_blocked = True  # they stay queued until there is something new to do
                 return
             with self._queue.changed:
                 self._queue.retire_gists(batch)

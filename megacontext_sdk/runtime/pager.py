@@ -11,7 +11,7 @@ new rows, `seam` the new rows and the first rows behind each edited run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
@@ -25,22 +25,13 @@ if TYPE_CHECKING:
     from megacontext_sdk.contracts.arrays import Bools, Floats, Ids, Indices
     from megacontext_sdk.contracts.model import BlockKV, ModelInfo, Window, WindowOutput
     from megacontext_sdk.contracts.positions import Layout, PositionScheme
+    from megacontext_sdk.runtime.row_source import RowSource
 
-__all__ = ["Aside", "Pager", "RowSource", "SyncReport"]
+__all__ = ["Aside", "Pager", "SyncReport"]
 
 _NO_IDS: Ids = np.zeros(0, dtype=np.int32)
 _CHUNK_ROWS = 1024
 """Rows per forward pass of a large write: bounds the attention mask, not the result."""
-
-
-class RowSource(Protocol):
-    """Where the pager reads row content."""
-
-    def token_ids_at(self, indices: Indices) -> Ids:
-        """Token ids at absolute token indices, ascending, int32[n]."""
-
-    def gists(self, lod: int, indices: Indices) -> Floats:
-        """Gist rows of nodes of one level, float32[n, S, d]."""
 
 
 @attrs.frozen(kw_only=True)
@@ -130,6 +121,7 @@ class Pager:
         self._keys = np.full(window.capacity, -1, dtype=np.int64)
         self._positions = np.full(window.capacity, -1, dtype=np.int64)
         self._stale = np.zeros(window.capacity, dtype=np.bool_)
+        self._is_provisional = np.zeros(window.capacity, dtype=np.bool_)
         self._no_vectors = np.zeros((0, info.hidden_size), dtype=np.float32)
         self._next_position = 0
 
@@ -160,7 +152,7 @@ class Pager:
             raise
         self._keys[slot] = token_index
         self._positions[slot] = position
-        self._stale[slot] = False
+        self._stale[slot] = self._is_provisional[slot] = False
         self._n = slot + 1
         self._next_position = position + 1
         return output
@@ -205,7 +197,7 @@ class Pager:
         keys = row_keys(layout, len(pending))
         if rebuild:
             self._release(np.arange(self._n), keep=False)
-        released = self._release_others(self._find(keys))
+        released = self._release_outdated() + self._release_others(self._find(keys))
         target = _Target(
             keys=keys,
             positions=positions,
@@ -220,6 +212,7 @@ class Pager:
         if want_logits and len(keys):
             repair[-1] = True
         compute = (new & ~restored) | repair
+        self._need(keys[new & ~restored])
         output, forwards = self._write(target, compute, want_logits=want_logits)
         self._book(target.slots, new, compute, rebuild=rebuild)
         return SyncReport(
@@ -256,6 +249,23 @@ class Pager:
         slots = order[at]
         return np.where(live[slots] == keys, slots, -1)
 
+    def _release_outdated(self) -> int:
+        """Free the slots of gists that stood in for their node's own, which is there now."""
+        provisional = np.flatnonzero(self._is_provisional[: self._n])
+        if not len(provisional):
+            return 0
+        lods, nodes, _slot = gist_parts(self._keys[provisional])
+        gone = provisional[~self._source.is_provisional(lods.astype(np.uint8), nodes)]
+        self._release(gone, keep=False)
+        return len(gone)
+
+    def _need(self, keys: Indices) -> None:
+        """Tell the source which gists are about to be fed to the model."""
+        lods, nodes, slot = gist_parts(keys[~is_token(keys)])
+        first = slot == 0
+        if first.any():
+            self._source.need(lods[first].astype(np.uint8), nodes[first])
+
     def _release_others(self, slots: Indices) -> int:
         stays = np.zeros(self._n, dtype=np.bool_)
         stays[slots[slots >= 0]] = True
@@ -268,8 +278,9 @@ class Pager:
         if not len(leaving):
             return
         if keep:
-            for group in node_groups(self._keys[leaving]):
-                self.cache.put(group.node, self.window.export(leaving[group.at]))
+            own = leaving[~self._is_provisional[leaving]]
+            for group in node_groups(self._keys[own]):
+                self.cache.put(group.node, self.window.export(own[group.at]))
         self.window.release(leaving)
         n_left = self._n - len(leaving)
         holes = leaving[leaving < n_left]
@@ -278,7 +289,7 @@ class Pager:
         movers = np.flatnonzero(~gone[n_left:]) + n_left
         if len(holes):
             self.window.relocate(movers, holes)
-            for column in (self._keys, self._positions, self._stale):
+            for column in (self._keys, self._positions, self._stale, self._is_provisional):
                 column[holes] = column[movers]
         self._n = n_left
 
@@ -313,6 +324,7 @@ class Pager:
         target.slots[rows] = slots
         self._keys[slots] = target.keys[rows]
         self._positions[slots] = target.positions[rows]
+        self._is_provisional[slots] = False
         self._n += len(rows)
         return slots
 
@@ -355,6 +367,9 @@ class Pager:
         if token.all():
             return RowBatch(ids, self._no_vectors)
         lods, nodes, slot = gist_parts(keys[~token])
+        # Asked before they are read: what becomes a node's own in between is replaced once more.
+        provisional = self._source.is_provisional(lods.astype(np.uint8), nodes)
+        self._is_provisional[target.slots[rows[~token]]] = provisional
         vectors = np.empty((len(lods), self._info.hidden_size), dtype=np.float32)
         for lod in np.unique(lods):
             at = lods == lod
@@ -430,7 +445,7 @@ class Pager:
         slots = np.arange(self._n, self._n + len(aside.keys))
         self.window.restore(aside.block, slots, aside.positions)
         self._keys[slots], self._positions[slots] = aside.keys, aside.positions
-        self._stale[slots] = False
+        self._stale[slots] = self._is_provisional[slots] = False
         self._n += len(slots)
         self._next_position = aside.next_position
 

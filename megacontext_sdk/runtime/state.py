@@ -20,7 +20,7 @@ from megacontext_sdk.runtime.pager import Pager
 
 if TYPE_CHECKING:
     from megacontext_sdk.config import Config
-    from megacontext_sdk.contracts.arrays import Ids
+    from megacontext_sdk.contracts.arrays import Bools, Ids
     from megacontext_sdk.contracts.focus import Budget
     from megacontext_sdk.contracts.model import ModelAdapter, Tokenizer, WindowOutput
     from megacontext_sdk.contracts.positions import PositionScheme
@@ -125,8 +125,18 @@ class SessionState:
     def _report_stand_ins(self) -> None:
         known, self.n_provisional = self.n_provisional, self.tree.n_provisional
         if self.n_provisional > known:
-            encoder = getattr(self.tree.encoder_error, "encoder", "gist encoder")
-            trace.lossy(self, "gist", self.n_provisional - known, f"{encoder} failed")
+            error = self.tree.encoder_error
+            encoder = getattr(error, "encoder", "gist encoder")
+            reason = "the gist encoder is behind" if error is None else f"{encoder} failed"
+            trace.lossy(self, "gist", self.n_provisional - known, reason)
+
+    def provisional(self) -> Bools:
+        """Tell of each entry, bool[E], whether it shows a gist in place of one still to be made."""
+        entries = self.wc.entries
+        found = np.zeros(len(entries), np.bool_)
+        above = np.flatnonzero(entries.lod > 0)
+        found[above] = self.tree.is_provisional(entries.lod[above], entries.index[above])
+        return found
 
     def rebuild_reason(self) -> str | None:
         """Return why an exact rebuild is due at this user turn, None if it is not."""

@@ -50,11 +50,20 @@ def ingest(state: SessionState, n_messages: int, source: str) -> None:
 
 
 def gist(state: SessionState, made: Mapping[int, int]) -> None:
-    """Report gists that were made, per level."""
+    """Report gists that were made, per level, and how many nodes wait for theirs."""
+    if not state.telemetry.is_active:
+        return
     counts = {lod: n for lod, n in made.items() if n}
-    if counts and state.telemetry.is_active:
+    n_missing = state.tree.n_missing_gists
+    if counts or n_missing:
         state.telemetry.emit(
-            events.GistEvent(step=state.step, epoch=state.wc.epoch, lod_counts=counts)
+            events.GistEvent(
+                step=state.step,
+                epoch=state.wc.epoch,
+                lod_counts=counts,
+                version=state.tree.gist_version,
+                provisional=n_missing,
+            )
         )
 
 

@@ -15,7 +15,7 @@ from megacontext_sdk.memory.lod import BLOCK_SIZE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from megacontext_sdk.contracts.arrays import Floats, Ids, Indices
+    from megacontext_sdk.contracts.arrays import Bools, Floats, Ids, Indices, Lods
     from megacontext_sdk.contracts.focus import Move
     from megacontext_sdk.memory.tree import MegaContextTree
 
@@ -51,6 +51,14 @@ class TreeRows:
     def gists(self, lod: int, indices: Indices) -> Floats:
         """Return gist rows of nodes of one level, float32[n, S, d]."""
         return self._tree.gists(lod, indices)
+
+    def is_provisional(self, lods: Lods, indices: Indices) -> Bools:
+        """Tell whether something serves for now in place of a node's own gist, bool[n]."""
+        return self._tree.is_provisional(lods, indices)
+
+    def need(self, lods: Lods, indices: Indices) -> None:
+        """Make gists that are about to be fed to the model, as far as that is cheap."""
+        self._tree.need(lods, indices)
 
     def note_moves(self, moves: Sequence[Move]) -> None:
         """Count the nodes that applied moves expanded or collapsed, and those that came in."""

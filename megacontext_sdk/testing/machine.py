@@ -24,8 +24,10 @@ from megacontext_sdk.testing.encoders import NumberedMean
 from megacontext_sdk.testing.scratch import scratch_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from megacontext_sdk.contracts.gist import GistEncoder
     from megacontext_sdk.results import Appended
 
 __all__ = ["SessionMachine", "open_session", "plugins_of"]
@@ -73,8 +75,11 @@ class Said:
 
 
 def same_content(expected: MemorySession, found: MemorySession) -> None:
-    """Compare text, ids, messages and every gist of two sessions."""
+    """Compare text, ids, messages and every gist of two sessions, once all are made."""
     ours, theirs = expected._parts, found._parts  # noqa: SLF001 - the kit looks behind sessions
+    for tree in (ours.tree, theirs.tree):
+        tree.wait_for_gists()
+        assert 0 == tree.n_missing_gists, "gists are missing"
     assert ours.tree.n_tokens == theirs.tree.n_tokens
     assert expected[:] == found[:]
     assert ours.tree.tail.tolist() == theirs.tree.tail.tolist()
@@ -100,17 +105,22 @@ class SessionMachine(RuleBasedStateMachine):
 
     Attributes:
         storage: import string of the class under test.
+        encoder: makes gist encoders by number, which differ in name and fingerprint only; 0 is the
+            one that sessions begin with. The oracle's gists never lag.
     """
 
     storage: ClassVar[str]
+    encoder: ClassVar[Callable[[int], GistEncoder]] = NumberedMean
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = scratch_folder()
         self.plugins = plugins_of(self.storage)
         self.path = self.folder / "0.mc"
-        self.session = open_session(self.path, self.plugins)
-        self.oracle = open_session(None, self.plugins)
+        self.session = self.opened()
+        self.oracle = open_session(
+            None, self.plugins, gist=type(self).encoder(0), gist_background="off"
+        )
         self.said: list[Said] = []
         self.snaps: dict[str, int] = {}
         self.keys: dict[str, tuple[str, Appended]] = {}
@@ -124,6 +134,10 @@ class SessionMachine(RuleBasedStateMachine):
             self.session.close()
             self.oracle.close()
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def opened(self) -> MemorySession:
+        """Open the memory under test."""
+        return open_session(self.path, self.plugins, gist=type(self).encoder(0))
 
     def new_path(self) -> Path:
         """Return a path nobody has used."""
@@ -247,7 +261,7 @@ class SessionMachine(RuleBasedStateMachine):
         """Close and open: everything is there."""
         self.n_steps += 1
         self.session.close()
-        self.session = open_session(self.path, self.plugins)
+        self.session = self.opened()
         self.costly()
 
     @precondition(_may_open)
@@ -260,7 +274,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.session.close()
         shutil.rmtree(self.path)
         self.path = copy
-        self.session = open_session(copy, self.plugins)
+        self.session = self.opened()
         self.costly()
 
     # --- keeping -----------------------------------------------------------------------------
@@ -338,5 +352,5 @@ class SessionMachine(RuleBasedStateMachine):
     def rebuild(self, number: int) -> None:
         """Making the gists again, with the last encoder or another one, makes the same gists."""
         self.n_steps += 1
-        self.session.rebuild(gist=NumberedMean(number) if number else None)
+        self.session.rebuild(gist=type(self).encoder(number) if number else None)
         self.costly()

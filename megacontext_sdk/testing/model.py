@@ -6,7 +6,7 @@ adapter with a trained window of at least 64 rows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
@@ -100,6 +100,18 @@ class ModelAdapterConformance:
         assert (_N, adapter.info.hidden_size) == hidden.shape
         _close(adapter, hidden[8:], adapter.hidden_states(ids[8:], ids[:8]))
         _close(adapter, hidden, adapter.hidden_states(ids, ids[:0]))
+
+    def test_the_torch_module_is_frozen_or_refused(self, adapter: ModelAdapter) -> None:
+        """A model on loan asks for no gradients; an adapter without one says so."""
+        try:
+            module: Any = adapter.torch_module()
+        except ModelError:
+            return  # it is the contract's own refusal
+        assert id(module) == id(adapter.torch_module()), "the model itself is lent, not a copy"
+        assert callable(getattr(module, "get_decoder", None)), "it must have a decoder"
+        assert not module.training, "it must be in evaluation mode"
+        asking = [name for name, one in module.named_parameters() if one.requires_grad]
+        assert not asking, f"parameters ask for gradients: {asking[:3]}"
 
     # ----------------------------------------------------------------------- writing and reading
 

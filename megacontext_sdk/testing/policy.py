@@ -123,6 +123,8 @@ def policy_view(
         query_vector=rng.normal(size=_WIDTH).astype(np.float32) * min(n_query, 1),
         tail_gists=_tail_gists(tree),
         hits=_random_hits(rng, n_tokens, n_hits),
+        gist_versions=np.zeros(len(wc.entries), np.int16),
+        provisional=np.zeros(len(wc.entries), np.bool_),
         tree=tree,
     )
 

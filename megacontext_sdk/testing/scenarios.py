@@ -33,9 +33,9 @@ from megacontext_sdk.errors import (
 )
 from megacontext_sdk.memory.journal import MessageRecord
 from megacontext_sdk.memory.lod import Span
-from megacontext_sdk.testing.encoders import NumberedMean
+from megacontext_sdk.testing.encoders import NumberedMean, TrailingMean
 from megacontext_sdk.testing.machine import open_session, plugins_of
-from megacontext_sdk.testing.story import Story, Truth, kept
+from megacontext_sdk.testing.story import Story, Truth, kept, secret
 from megacontext_sdk.testing.victims import acknowledge
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ __all__ = [
     "forget_session",
     "fork",
     "hold",
+    "lag_session",
     "log",
     "race",
     "read_as_nobody",
@@ -351,11 +352,11 @@ def threads(storage: str, path: str, *, writers: int, readers: int) -> None:
     """Append from some threads for ever, while others see prefixes that only grow."""
     memory = _opened(storage, path)
     journal = memory.journal
+    acknowledge("open")  # before a writer can acknowledge its first commit
     for reader in range(readers):
         Thread(target=_watch, args=(journal, reader), daemon=True).start()
     for writer in range(writers):
         Thread(target=_write, args=(journal, writer), daemon=True).start()
-    acknowledge("open")
     signal.pause()
 
 
@@ -401,4 +402,13 @@ def rebuild_session(storage: str, path: str, *, first: int) -> None:
     acknowledge(first)
     for number in range(first, 2**20):
         assert session.rebuild(gist=NumberedMean(number)).encoded
+        acknowledge(number + 1)
+
+
+def lag_session(storage: str, path: str) -> None:
+    """Append message after message while their gists lag; acknowledge how many there are."""
+    encoder = TrailingMean(seconds=0.004)
+    session = open_session(Path(path), plugins_of(storage), gist=encoder)
+    for number in range(len(session.messages()), 2**20):
+        session.append(secret(number))
         acknowledge(number + 1)

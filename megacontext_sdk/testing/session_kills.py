@@ -1,7 +1,8 @@
 """SIGKILL while a session forgets or makes its gists again: all of it happened, or nothing.
 
 Both build beside what is there and switch: whoever opens afterwards finds the one or the other, and
-what was acknowledged as forgotten is in no byte any more.
+what was acknowledged as forgotten is in no byte any more. Gists that were still to be made in the
+background are made by whoever opens next.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from megacontext_sdk.testing.crash_base import CrashBase
-from megacontext_sdk.testing.encoders import NumberedMean
+from megacontext_sdk.testing.encoders import NumberedMean, TrailingMean
 from megacontext_sdk.testing.machine import open_session, plugins_of, same_content
+from megacontext_sdk.testing.story import secret
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,15 +23,10 @@ if TYPE_CHECKING:
     from megacontext_sdk.session import MemorySession
     from megacontext_sdk.testing.victims import Victims
 
-__all__ = ["SessionKills", "secret", "tell"]
+__all__ = ["SessionKills", "tell"]
 
 _KILLS = 12
 _MESSAGES = 120
-
-
-def secret(number: int) -> str:
-    """Return a text that occurs nowhere else."""
-    return f"number {number} marker-{number * 7919:06d}-{'abcdefgh'[number % 8] * 9} of the story"
 
 
 def tell(session: MemorySession) -> None:
@@ -68,6 +65,32 @@ class SessionKills(CrashBase):
                         done = self._check_forgotten(session, path, done)
                     else:
                         self._check_rebuilt(whole, session, done)
+
+    def test_a_kill_with_gists_pending_loses_none(self, victims: Victims, copies: Path) -> None:
+        """One memory, killed again and again while its encoder lags; in the end all are there."""
+        rng, path, plugins = Random(5), copies / "alice.mc", plugins_of(self.storage)
+        n_pending = 0
+        with open_session(None, plugins, gist=TrailingMean(), gist_background="off") as whole:
+            for number in range(_KILLS * self.effort):
+                victim = victims.start("lag_session", path)
+                said = [victim.hear() for _ in range(rng.randrange(1, 40))]
+                victim.linger(rng.random() * 0.02)
+                said += victim.kill()
+                with open_session(path, plugins, gist=TrailingMean()) as session:
+                    found = [message.text for message in session.messages()]
+                    assert len(found) >= int(said[-1])
+                    assert found == [secret(at) for at in range(len(found))]
+                    for at in range(whole.stats().n_messages, len(found)):
+                        whole.append(secret(at))
+                    stats = session.stats()
+                    n_pending += sum(stats.nodes.values()) - stats.gists_reused
+                    if number % 3 == 2:  # mostly the next victim finds some pending, too
+                        same_content(whole, session)
+            with open_session(path, plugins, gist=TrailingMean()) as session:
+                session.flush()
+                assert session.stats().gists_missing == 0
+                same_content(whole, session)
+        assert n_pending > 0, "nothing was pending; the encoder is not slow enough"
 
     def _check_rebuilt(self, whole: MemorySession, session: MemorySession, done: int) -> None:
         """Compare gists before and after the rebuild that was cut short has gone on to its end."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from megacontext_sdk.memory.directory.vault import OpenedMemory
     from megacontext_sdk.memory.journal import Journal, Ticket
 
-__all__ = ["HUGE", "LARGE", "PLAIN", "Story", "Truth", "gist_rows", "kept", "store_of"]
+__all__ = ["HUGE", "LARGE", "PLAIN", "Story", "Truth", "gist_rows", "kept", "secret", "store_of"]
 
 _NOW_US = 1_700_000_000_000_000
 _ROOT = bytes(range(1, 17))
@@ -73,6 +73,11 @@ def gist_rows(lod: int, first: int, stop: int) -> GistBatch:
         trust=np.full(len(nodes), 3, np.uint8),
         rows=(mixed % 251).astype(np.uint8),
     )
+
+
+def secret(number: int) -> str:
+    """Return a text that occurs nowhere else."""
+    return f"number {number} marker-{number * 7919:06d}-{'abcdefgh'[number % 8] * 9} of the story"
 
 
 @attrs.frozen

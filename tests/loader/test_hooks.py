@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from megacontext_sdk import hookspecs, records
+from megacontext_sdk import errors, hookspecs, records
 from megacontext_sdk.catalogue import KINDS
 from megacontext_sdk.contracts.model import SamplingOptions
 from megacontext_sdk.hookspecs import hookimpl
@@ -85,9 +85,21 @@ def test_megacontext_model_adapters_offers_a_model_with_argument_and_options(loa
     assert ("", {"device": "cpu"}) == plugins.model_factory("acme")()
 
 
-def test_megacontext_gist_encoders_offers_a_gist_encoder(load):
-    record = records.GistEncoderSpec("acme", lambda gist_slots: gist_slots, "First token")
-    assert 4 == offered(load, "gist_encoders", "gist", record).load()(gist_slots=4)
+def test_megacontext_gist_encoders_offers_an_encoder_with_argument_and_options(load):
+    def opener(argument, *, gist_slots, **options):
+        return argument, gist_slots, options
+
+    record = records.GistEncoderSpec("acme", opener, "First token", options={"level": "2"})
+    plugins = load(plugins=(), modules=[plugin(gist_encoders=lambda: [record])])
+    assert ("a/b:c", 4, {"level": "2"}) == plugins.gist_factory("acme:a/b:c")(4)
+    assert ("", 1, {"level": "2"}) == plugins.gist_factory("acme")(1)
+
+
+def test_an_encoder_that_cannot_be_made_names_its_plugin(load):
+    record = records.GistEncoderSpec("acme", lambda gist_slots: gist_slots, "Takes no argument")
+    plugins = load(plugins=(), modules=[plugin(gist_encoders=lambda: [record])])
+    with pytest.raises(errors.ModelError, match="'acme' failed with TypeError"):
+        plugins.gist_factory("acme")(1)
 
 
 def test_megacontext_focus_policies_offers_a_focus_policy(load):
@@ -134,6 +146,17 @@ def test_megacontext_telemetry_sinks_offers_a_sink_that_gets_its_argument(load):
 def test_megacontext_commands_offers_a_command(load):
     record = records.CommandSpec("acme", lambda: "done", "Send a memory to Acme Cloud")
     assert "done" == offered(load, "commands", "command", record).load()()
+
+
+def test_megacontext_commands_may_offer_one_name_in_several_groups(load):
+    specs = [
+        records.CommandSpec("acme", dict, f"Acme {group}", group=group)
+        for group in ("", "train", "eval")
+    ]
+    plugins = load(plugins=(), modules=[plugin(commands=lambda: specs)])
+    assert () == plugins.failures
+    assert ("acme", "eval acme", "train acme") == plugins.names("command")
+    assert specs[1] is plugins.find("command", "train acme").spec
 
 
 # -- choosing a runtime ----------------------------------------------------------------------------

@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
+import attrs
 import numpy as np
 import pytest
 
 from megacontext_sdk.builtin.mean_gist import MeanGistEncoder
 from megacontext_sdk.contracts.gist import Gists
-from megacontext_sdk.testing.gist import GistEncoderConformance, TableServices
+from megacontext_sdk.testing.gist import GistEncoderConformance, TableServices, blocks_of
 
 
 class Flat(MeanGistEncoder):
     """Drops the slot axis."""
 
-    def encode_blocks(self, token_ids, services):
-        gists = super().encode_blocks(token_ids, services)
+    def encode_blocks(self, blocks, services):
+        gists = super().encode_blocks(blocks, services)
         return Gists(gists.rows[:, 0], gists.aux)
 
 
 class Double(MeanGistEncoder):
     """Gives float64."""
 
-    def encode_blocks(self, token_ids, services):
-        gists = super().encode_blocks(token_ids, services)
+    def encode_blocks(self, blocks, services):
+        gists = super().encode_blocks(blocks, services)
         return Gists(gists.rows.astype(np.float64), gists.aux)
 
 
 class Huge(MeanGistEncoder):
     """Scales beyond float16."""
 
-    def encode_blocks(self, token_ids, services):
-        gists = super().encode_blocks(token_ids, services)
+    def encode_blocks(self, blocks, services):
+        gists = super().encode_blocks(blocks, services)
         return Gists(gists.rows * np.float32(1e7), gists.aux)
 
 
@@ -46,8 +47,8 @@ class Loud(MeanGistEncoder):
 class Centred(MeanGistEncoder):
     """Normalises over the batch."""
 
-    def encode_blocks(self, token_ids, services):
-        gists = super().encode_blocks(token_ids, services)
+    def encode_blocks(self, blocks, services):
+        gists = super().encode_blocks(blocks, services)
         return Gists(gists.rows - gists.rows.mean(axis=0) / 4, gists.aux)
 
     def encode_gists(self, lod, children, services):
@@ -60,18 +61,55 @@ class Drifting(MeanGistEncoder):
 
     seen = 0
 
-    def encode_blocks(self, token_ids, services):
-        gists = super().encode_blocks(token_ids, services)
-        self.seen += len(token_ids)
+    def encode_blocks(self, blocks, services):
+        gists = super().encode_blocks(blocks, services)
+        self.seen += len(blocks)
         return Gists(gists.rows * np.float32(1 + self.seen / 1000), gists.aux)
+
+
+class Peeking(MeanGistEncoder):
+    """Looks at what comes behind a block, as far as it was handed over."""
+
+    def encode_blocks(self, blocks, services):
+        gists = super().encode_blocks(blocks, services)
+        gists.rows[:-1] += gists.rows[1:] / 4
+        return gists
+
+
+class FarSighted(MeanGistEncoder):
+    """Looks further left than it says, within a batch."""
+
+    left_tokens = 32
+
+    def encode_blocks(self, blocks, services):
+        gists = super().encode_blocks(blocks, services)
+        gists.rows[2:] += gists.rows[:-2] / 4
+        return gists
+
+
+class Wavering(MeanGistEncoder):
+    """Asks for more each time it is asked."""
+
+    asked = 0
+
+    @property
+    def left_tokens(self):
+        self.asked += 1
+        return self.asked
+
+
+class Vague(MeanGistEncoder):
+    """Does not say how far it looks."""
+
+    left_tokens = None
 
 
 class NeverEmpty(MeanGistEncoder):
     """Fails on an empty batch."""
 
-    def encode_blocks(self, token_ids, services):
-        assert token_ids.max() >= 0
-        return super().encode_blocks(token_ids, services)
+    def encode_blocks(self, blocks, services):
+        assert blocks.token_ids.max() >= 0
+        return super().encode_blocks(blocks, services)
 
 
 class Scribbling(MeanGistEncoder):
@@ -85,9 +123,11 @@ class Scribbling(MeanGistEncoder):
 class Padding(MeanGistEncoder):
     """Pads partial blocks and clips ids."""
 
-    def encode_blocks(self, token_ids, services):
-        padded = np.pad(token_ids, ((0, 0), (0, 32 - token_ids.shape[1])))
-        return super().encode_blocks(np.clip(padded, 0, len(services.table) - 1), services)
+    def encode_blocks(self, blocks, services):
+        ids = blocks.token_ids
+        padded = np.pad(ids, ((0, 0), (0, 32 - ids.shape[1])))
+        clipped = np.clip(padded, 0, len(services.table) - 1)
+        return super().encode_blocks(attrs.evolve(blocks, token_ids=clipped), services)
 
 
 class Trusting(MeanGistEncoder):
@@ -111,6 +151,11 @@ BROKEN = {
     "test_gists_are_as_large_as_token_rows": (Loud,),
     "test_a_batch_equals_single_blocks": (Centred, Drifting),
     "test_a_batch_equals_single_sibling_groups": (Centred,),
+    "test_a_token_beyond_the_left_context_changes_nothing": (FarSighted,),
+    "test_a_later_token_changes_nothing": (Peeking,),
+    "test_gists_do_not_depend_on_how_appends_were_cut": (Drifting,),
+    "test_the_encoder_gets_exactly_the_left_tokens_it_asks_for": (Wavering,),
+    "test_what_it_declares_makes_sense": (Vague,),
     "test_a_fresh_encoder_gives_the_same_bits": (Drifting,),
     "test_no_blocks_give_no_gists": (NeverEmpty,),
     "test_encoding_leaves_its_input_alone": (Scribbling,),
@@ -128,8 +173,9 @@ def run(test, make):
     kit.make = make
     services = TableServices()
     random = np.random.default_rng(7)
-    blocks = random.integers(0, services.info.vocab_size, (64, 32)).astype(np.int32)
-    given = {"encoder": make(), "services": services, "blocks": blocks}
+    history = random.integers(0, services.info.vocab_size, (64, 32)).astype(np.int32)
+    blocks = blocks_of(history, 0, 64, 0)
+    given = {"encoder": make(), "services": services, "blocks": blocks, "history": history}
     method = getattr(kit, test)
     names = method.__code__.co_varnames[1 : method.__code__.co_argcount]
     method(**{name: given[name] for name in names})

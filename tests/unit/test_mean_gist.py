@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from megacontext_sdk.builtin.mean_gist import MeanGistEncoder
-from megacontext_sdk.contracts.gist import Gists
+from megacontext_sdk.contracts.gist import Blocks, Gists
 from megacontext_sdk.errors import ConfigError
 from megacontext_sdk.memory.gist_rows import RowCodec
 from megacontext_sdk.testing.gist import GistEncoderConformance, TableServices
@@ -24,6 +24,11 @@ class TestMeanS2(GistEncoderConformance):
 
 class TestMeanS4(GistEncoderConformance):
     make = staticmethod(partial(MeanGistEncoder, 4))
+
+
+def run(ids):
+    """Blocks at the beginning of a history."""
+    return Blocks(ids.reshape(-1, 32), 0, np.empty(0, np.int32))
 
 
 def closed_form(token_ids, table, slots):
@@ -43,7 +48,7 @@ def closed_form(token_ids, table, slots):
 
 def climb(encoder, codec, ids, services):
     """Gists of every level, each built from the level below as stored."""
-    level = codec.decode(codec.encode(encoder.encode_blocks(ids.reshape(-1, 32), services)))
+    level = codec.decode(codec.encode(encoder.encode_blocks(run(ids), services)))
     levels, lod = [level], 1
     while len(level.rows) >= 32:
         lod += 1
@@ -84,9 +89,9 @@ def test_row19_mean_gists_are_bitwise_reproducible():
 def test_fewer_slots_are_the_first_of_more():
     services = TableServices()
     ids = np.random.default_rng(3).integers(0, 512, (40, 32)).astype(np.int32)
-    four = MeanGistEncoder(4).encode_blocks(ids, services).rows
+    four = MeanGistEncoder(4).encode_blocks(run(ids), services).rows
     for slots in (1, 2):
-        rows = MeanGistEncoder(slots).encode_blocks(ids, services).rows
+        rows = MeanGistEncoder(slots).encode_blocks(run(ids), services).rows
         np.testing.assert_array_equal(four[:, :slots], rows)
 
 
@@ -94,7 +99,7 @@ def test_a_block_that_averages_to_nothing_has_a_zero_gist_not_nan():
     services = TableServices(vocab_size=4, width=8)
     services.table[1] = -services.table[0]
     block = np.tile(np.array([0, 1], np.int32), 16)[None]
-    gists = MeanGistEncoder(1).encode_blocks(block, services)
+    gists = MeanGistEncoder(1).encode_blocks(run(block), services)
     assert 0.0 == np.abs(gists.rows).max()
 
 
@@ -115,7 +120,7 @@ def test_a_wrong_id_is_named_by_its_index():
     ids = np.zeros((2, 32), np.int32)
     ids[1, 3] = 512
     with pytest.raises(ConfigError, match="512 at index 35") as caught:
-        MeanGistEncoder().encode_blocks(ids, TableServices())
+        MeanGistEncoder().encode_blocks(run(ids), TableServices())
     assert 35 == caught.value.index
 
 

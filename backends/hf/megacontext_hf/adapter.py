@@ -118,6 +118,15 @@ class HfAdapter(ModelAdapter):
             rows: Floats = hidden.float().cpu().numpy()
         return rows
 
+    def torch_module(self) -> HfModel:
+        """Return the transformers model, frozen: no parameter of it asks for a gradient.
+
+        Raises:
+            ModelError: the adapter is closed.
+        """
+        self._require_open()
+        return self._model.requires_grad_(requires_grad=False)
+
     def open_window(self, capacity: int) -> Window:
         """Return an empty window of `capacity` slots.
 

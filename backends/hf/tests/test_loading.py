@@ -297,3 +297,12 @@ def test_record_is_valid_and_its_module_light():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "[]" == found.stdout.strip()
+
+
+def test_the_torch_module_is_the_model_itself_and_frozen():
+    model = build_model("llama")
+    with wrap(model, build_tokenizer()) as adapter:
+        assert model is adapter.torch_module()
+        assert not any(one.requires_grad for one in model.parameters())
+    with pytest.raises(ModelError, match="closed"):
+        adapter.torch_module()

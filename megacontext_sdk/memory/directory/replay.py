@@ -299,11 +299,19 @@ def append_settings(
     return pending.after
 
 
-def touched_nodes(redaction: Redaction, n_tokens: int, lod: int) -> Indices:
-    """Return the complete nodes of a level that lose a token, int64 ascending; LOD0 are blocks."""
+def touched_nodes(redaction: Redaction, n_tokens: int, lod: int, reach: int = 0) -> Indices:
+    """Return the complete nodes of a level that a redaction touches, int64 ascending.
+
+    Args:
+        redaction: what goes.
+        n_tokens: length of the history.
+        lod: the level; LOD0 are blocks.
+        reach: how many tokens left of a block its gist may have seen. A token touches the gists
+            above that many tokens behind it, too.
+    """
     stop, size = n_nodes(n_tokens, lod), width(lod)
     runs = [
-        np.arange(span.start // size, min(-(-span.end // size), stop), dtype=np.int64)
+        np.arange(span.start // size, min(-(-(span.end + reach) // size), stop), dtype=np.int64)
         for span in redaction.spans
         if span.n_tokens
     ]

@@ -68,6 +68,7 @@ class EncoderEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slots: int
     dtype: str
     aux: int
+    base: str = ""
 
 
 class _SnapshotEntry(msgspec.Struct, forbid_unknown_fields=True):

@@ -17,7 +17,7 @@ import numpy as np
 from megacontext_sdk.errors import ConfigError, MegaContextError, shown
 from megacontext_sdk.memory.directory.durable import remove_tree
 from megacontext_sdk.memory.directory.generations import data_folder
-from megacontext_sdk.memory.directory.replay import append_settings, copy_commits, touched_nodes
+from megacontext_sdk.memory.directory.replay import append_settings, copy_commits
 from megacontext_sdk.memory.forget.forks import (
     blocked,
     check_forks,
@@ -156,8 +156,7 @@ class _Forgetting:
         )
 
     def _n_dropped(self) -> int:
-        n_tokens = self.opened.journal.n_tokens
-        return sum(len(touched_nodes(self.redaction, n_tokens, lod)) for lod in _LODS)
+        return sum(len(self.remake.touched(lod)) for lod in _LODS)
 
     # --- doing it ----------------------------------------------------------------------------
 
@@ -176,7 +175,13 @@ class _Forgetting:
             why = f'still holds {what} or a part of them; repeat with cascade="forks", or delete it'
             raise blocked(holders, opened.path, why)
         check_forks(holders, self.open_fork, opened.path)
-        needles = take_needles(opened.journal, opened.storage, self.redaction, meta.token_bytes)
+        needles = take_needles(
+            opened.journal,
+            opened.storage,
+            self.redaction,
+            meta.token_bytes,
+            reach=self.remake.reach,
+        )
         for fork in holders:
             self._tell(fork, seen | {fork.uuid for fork in holders})
         new = opened.switch(

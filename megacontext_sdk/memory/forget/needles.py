@@ -83,7 +83,12 @@ class Needles:
 
 
 def take_needles(
-    journal: JournalReader, storage: Storage, redaction: Redaction, token_bytes: int
+    journal: JournalReader,
+    storage: Storage,
+    redaction: Redaction,
+    token_bytes: int,
+    *,
+    reach: int = 0,
 ) -> Needles:
     """Return pieces of what a redaction takes away.
 
@@ -92,6 +97,7 @@ def take_needles(
         storage: its store.
         redaction: what will be taken away.
         token_bytes: 2 or 4.
+        reach: how many tokens left of a block its gist may have seen.
 
     Raises:
         CorruptError: a damaged body.
@@ -100,7 +106,7 @@ def take_needles(
     return Needles(
         _sharp(texts),
         _sharp(_runs(journal, redaction, token_bytes)),
-        _sharp(_rows(storage, redaction, journal.n_tokens)),
+        _sharp(_rows(storage, redaction, journal.n_tokens, reach)),
         unscannable,
     )
 
@@ -184,12 +190,12 @@ def _is_taken(redaction: Redaction, start: int, n: int) -> Bools:
     return taken
 
 
-def _rows(storage: Storage, redaction: Redaction, n_tokens: int) -> list[bytes]:
+def _rows(storage: Storage, redaction: Redaction, n_tokens: int, reach: int) -> list[bytes]:
     """Return pieces of the gist rows that will be dropped, of every encoder and level."""
     levels = [
         (version, lod, nodes[nodes < count])
         for version, lod, count in storage.state().gist_rows
-        for nodes in [touched_nodes(redaction, n_tokens, lod)]
+        for nodes in [touched_nodes(redaction, n_tokens, lod, reach)]
     ]
     edges = np.cumsum([0, *(len(nodes) for _version, _lod, nodes in levels)])
     wanted = _even(int(edges[-1]), MAX_ROWS)

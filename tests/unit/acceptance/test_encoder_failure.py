@@ -21,10 +21,10 @@ class Flaky(MeanGistEncoder):
     def fingerprint(self, info):
         return "f" * 64
 
-    def encode_blocks(self, token_ids, services):
+    def encode_blocks(self, blocks, services):
         if self.fails:
             raise RuntimeError("no device")
-        gists = super().encode_blocks(token_ids, services)
+        gists = super().encode_blocks(blocks, services)
         gists.rows[:] *= -1
         return gists
 

@@ -29,6 +29,12 @@ class History:
     def token_ids_at(self, indices):
         return IDS[indices]
 
+    def is_provisional(self, lods, indices):
+        return np.zeros(len(indices), bool)
+
+    def need(self, lods, indices):
+        pass
+
     def gists(self, lod, indices):
         size = width(lod)
         rows = [MODEL.embed(IDS[i * size : (i + 1) * size]).mean(axis=0) for i in indices]

@@ -14,6 +14,7 @@ from megacontext_sdk.memory.directory.probe import Prober
 from megacontext_sdk.memory.forget.forgetting import finish_forget
 from megacontext_sdk.memory.lod import Span
 from megacontext_sdk.messages import decode_body, load_messages
+from megacontext_sdk.testing.gist import blocks_of
 
 N_MARKERS = 50
 
@@ -102,7 +103,7 @@ def test_ancestors_are_what_the_encoder_makes_of_what_is_left(memory, make_memor
     ids = np.where(memory.ids() < 0, 7, memory.ids())  # 7 is the filler of these trees
     from_scratch = MeanGistEncoder(1)
     blocks = ids[: len(ids) // 32 * 32].reshape(-1, 32)
-    gists = from_scratch.encode_blocks(blocks, fresh.tree._services)
+    gists = from_scratch.encode_blocks(blocks_of(blocks, 0, len(blocks), 0), fresh.tree._services)
     codec = fresh.tree.gist_store.codec
     expected = codec.encode(gists)
     assert (expected == after[1]).all()
@@ -346,11 +347,11 @@ class FailingEncoder(GistEncoder):
     def fingerprint(self, info):
         return self.inner.fingerprint(info)
 
-    def encode_blocks(self, token_ids, services):
-        assert token_ids.min() >= 0, "an encoder never sees a forgotten token"
+    def encode_blocks(self, blocks, services):
+        assert blocks.token_ids.min() >= 0, "an encoder never sees a forgotten token"
         if self.fails:
             raise RuntimeError("no")
-        return self.inner.encode_blocks(token_ids, services)
+        return self.inner.encode_blocks(blocks, services)
 
     def encode_gists(self, lod, children, services):
         return self.inner.encode_gists(lod, children, services)
@@ -361,7 +362,7 @@ def test_an_encoder_that_fails_leaves_gists_missing_and_forgets_all_the_same(her
     planted = [here.append(marker(at), n_tokens=100) for at in range(8)]
     here.append("A long ending.", n_tokens=32 * 40)
     encoder = FailingEncoder()
-    here.tree._gists.encoder = encoder
+    here.tree._gists.maker.encoder = encoder
     encoder.fails = True
     receipt = here.forget(message_ids=planted)
     assert (True, 0) == (receipt.verified, receipt.gists_rebuilt)

@@ -25,18 +25,20 @@ class Halved(MeanGistEncoder):
     def fingerprint(self, info):
         return "5a" * 32
 
-    def encode_blocks(self, token_ids, services):
-        self.n_blocks += len(token_ids)
-        found = super().encode_blocks(token_ids, services)
+    def encode_blocks(self, blocks, services):
+        self.n_blocks += len(blocks)
+        found = super().encode_blocks(blocks, services)
         rows = found.rows / 2
-        rows[self.breaks(token_ids)] = np.nan
+        rows[self.breaks(blocks.token_ids)] = np.nan
         return attrs.evolve(found, rows=rows)
 
 
 class HalvedPlugin:
     @hookimpl
     def megacontext_gist_encoders(self):
-        yield GistEncoderSpec("halved", Halved, "Half the size")
+        yield GistEncoderSpec(
+            "halved", lambda _argument, gist_slots: Halved(gist_slots), "Half the size"
+        )
 
 
 def total(session):

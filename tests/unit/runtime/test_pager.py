@@ -33,6 +33,12 @@ class RandomHistory:
     def token_ids_at(self, indices):
         return self.ids[indices]
 
+    def is_provisional(self, lods, indices):
+        return np.zeros(len(indices), bool)
+
+    def need(self, lods, indices):
+        pass
+
     def gists(self, lod, indices):
         w = width(lod)
         rows = [MODEL.embed(self.ids[i * w : (i + 1) * w]).mean(axis=0) for i in indices]

@@ -7,6 +7,7 @@ import pytest
 
 from megacontext_sdk.builtin.memory_storage import InMemoryStorage
 from megacontext_sdk.memory.directory.head import Head, HeadFile
+from megacontext_sdk.memory.gist_builder import GistBuilder
 from megacontext_sdk.memory.keys import KeyTable
 from megacontext_sdk.testing import CrashConformance, StorageConformance
 from megacontext_sdk.testing.kit import quiet_overrides
@@ -33,8 +34,9 @@ def play(tmp_path, monkeypatch):
     """Run one test of the kit on a planted class."""
     monkeypatch.syspath_prepend(PLANTED)
 
-    def run(storage, test, **arguments):
+    def run(storage, test, *, effort=1, **arguments):
         kit = type("Kit", (CrashConformance,), {"storage": storage, "takes_disk": True})()
+        kit.effort = effort
         kit.log_glob, kit.finds_damage_behind_head = "data-*/log", True
         kit.n_flips, kit.log_step = 200, 16
         copies = tmp_path / "copies"
@@ -75,8 +77,14 @@ CASES = [
 
 @pytest.mark.parametrize(("broken", "test", "arguments"), CASES, ids=[case[0] for case in CASES])
 def test_planted_bug_is_caught(play, broken, test, arguments):
+    """A kill finds a commit that was acknowledged early only if it hits the gap before the next.
+
+    On a busy machine the kit's twelve kills may all miss it; eight times as many do not, and the
+    first hit ends the test.
+    """
+    effort = 8 if test == KILL else 1
     with pytest.raises(CAUGHT):
-        play(careful(broken), test, **arguments)
+        play(careful(broken), test, effort=effort, **arguments)
 
 
 @pytest.mark.slow
@@ -120,6 +128,12 @@ def test_keys_lost_at_reopening_are_caught_by_the_machine(monkeypatch):
     kit = type("Kit", (CrashConformance,), {"storage": careful(), "n_examples": 30})()
     with pytest.raises(AssertionError):
         kit.test_any_order_of_calls_agrees_with_an_in_memory_session()
+
+
+def test_gists_that_nobody_makes_after_a_kill_are_caught(play, monkeypatch):
+    monkeypatch.setattr(GistBuilder, "_advance", lambda self: None)
+    with pytest.raises(AssertionError, match="missing"):
+        play(careful(), "test_a_kill_with_gists_pending_loses_none")
 
 
 class ShowsRowsEarly(InMemoryStorage):

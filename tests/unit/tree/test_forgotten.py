@@ -19,6 +19,7 @@ from megacontext_sdk.memory.lod import NodeId, Span
 from megacontext_sdk.memory.precision import PrecisionTable
 from megacontext_sdk.memory.tree import MegaContextTree
 from megacontext_sdk.runtime.tree_rows import TreeRows
+from megacontext_sdk.testing.gist import blocks_of
 
 FILLER = 9
 N_TOKENS = 32 * 40 + 20
@@ -40,11 +41,11 @@ class Watching(GistEncoder):
     def fingerprint(self, info):
         return self.inner.fingerprint(info)
 
-    def encode_blocks(self, token_ids, services):
-        self.seen.append(token_ids)
+    def encode_blocks(self, blocks, services):
+        self.seen.append(blocks.token_ids)
         if self.fails:
             raise RuntimeError("no")
-        return self.inner.encode_blocks(token_ids, services)
+        return self.inner.encode_blocks(blocks, services)
 
     def encode_gists(self, lod, children, services):
         return self.inner.encode_gists(lod, children, services)
@@ -118,7 +119,7 @@ def test_no_encoder_that_stands_in_ever_sees_one_either(redacted, memory, build)
 def test_gists_are_those_of_the_ids_that_are_shown(redacted, memory, build):
     tree = opened(redacted, memory)
     expected = MeanGistEncoder(1).encode_blocks(
-        shown(build)[: 32 * 40].reshape(-1, 32), memory.services
+        blocks_of(shown(build)[: 32 * 40].reshape(-1, 32), 0, 40, 0), memory.services
     )
     found = tree.gists(1, np.arange(40))
     np.testing.assert_allclose(expected.rows, found, atol=1e-2)
@@ -173,5 +174,5 @@ def test_the_tree_of_another_memory_has_the_same_encoder_and_filler(redacted, me
     other.open()
     build.append(other, build.ids(64))
     assert (FILLER, 2) == (other.filler_id, other.n_nodes(1))
-    assert tree.gist_store.encoder is other.gist_store.encoder
+    assert tree.gist_store.maker.encoder is other.gist_store.maker.encoder
     assert 0 == other.stats().n_missing_gists

@@ -142,8 +142,8 @@ def test_int8_gists_of_parents_stay_near_those_of_full_precision(memory, build):
 
 def test_row15_an_encoder_that_makes_no_numbers_is_refused_with_int8_rows_too(memory, build):
     class Broken(MeanGistEncoder):
-        def encode_blocks(self, token_ids, services):
-            made = super().encode_blocks(token_ids, services)
+        def encode_blocks(self, blocks, services):
+            made = super().encode_blocks(blocks, services)
             made.rows[1] = np.nan
             return made
 

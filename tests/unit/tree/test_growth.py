@@ -81,9 +81,9 @@ class LoggingEncoder(MeanGistEncoder):
         self.blocks = []
         self.groups = []
 
-    def encode_blocks(self, token_ids, services):
-        self.blocks.append(token_ids.copy())
-        return super().encode_blocks(token_ids, services)
+    def encode_blocks(self, blocks, services):
+        self.blocks.append(blocks.token_ids.copy())
+        return super().encode_blocks(blocks, services)
 
     def encode_gists(self, lod, children, services):
         self.groups.append((lod, len(children.rows)))

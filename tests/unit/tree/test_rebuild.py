@@ -13,6 +13,7 @@ from megacontext_sdk.builtin.mean_gist import MeanGistEncoder
 from megacontext_sdk.contracts.gist import Gists
 from megacontext_sdk.errors import ConfigError, ModelError, StorageFullError
 from megacontext_sdk.memory.lod import NodeId
+from megacontext_sdk.testing.gist import blocks_of
 
 N = 32**3 + 32 * 40 + 9
 
@@ -99,9 +100,8 @@ def test_gists_of_an_append_that_a_full_disk_took_back_are_forgotten(memory, bui
     assert (40, 1) == (tree.n_tokens, tree.n_blocks)
     other = build.ids(100, seed=2)
     build.append(tree, other)
-    expected = MeanGistEncoder().encode_blocks(
-        np.concatenate([build.ids(40)[32:], other[:24]])[None], memory.services
-    )
+    second = np.concatenate([build.ids(40)[32:], other[:24]])[None]
+    expected = MeanGistEncoder().encode_blocks(blocks_of(second, 0, 1, 0), memory.services)
     np.testing.assert_allclose(tree.gists(1, np.array([1])), expected.rows, atol=1e-3)
     assert 0 == tree.stats().n_missing_gists
 
@@ -111,8 +111,8 @@ class FailingEncoder(MeanGistEncoder):
 
     how = ""
 
-    def encode_blocks(self, token_ids, services):
-        gists = super().encode_blocks(token_ids, services)
+    def encode_blocks(self, blocks, services):
+        gists = super().encode_blocks(blocks, services)
         if self.how == "raise":
             raise RuntimeError("out of memory")
         if self.how == "nan":
