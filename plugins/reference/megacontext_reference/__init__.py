@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megacontext_sdk import ModelAdapterSpec, hookimpl
+from megacontext_sdk import GistEncoderSpec, ModelAdapterSpec, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["megacontext_model_adapters"]
+__all__ = ["megacontext_gist_encoders", "megacontext_model_adapters"]
+
+_PACKAGE = "megacontext_reference"
+_GISTS = Path(__file__).with_name("weights") / "gist"
+_SUMMARIES = {
+    "contextual": "Gists of the reference model: its lower layers read each block in context",
+    "gistnet": "Gists of the reference model: a small network over each block alone",
+}
 
 
 @hookimpl
@@ -23,5 +32,26 @@ def megacontext_model_adapters() -> Iterator[ModelAdapterSpec]:
         "megacontext_hf.adapter:open_packaged",
         "A small model of our own: simple English and facts from the conversation, offline",
         requires="megacontext-reference",
-        options={"package": "megacontext_reference", "trained_window": "1024"},
+        options={"package": _PACKAGE, "trained_window": "1024"},
+        gist=next((f"reference-{kind}" for kind in _trained()), ""),
     )
+
+
+@hookimpl
+def megacontext_gist_encoders() -> Iterator[GistEncoderSpec]:
+    """Offer `gist="reference-contextual"` and `gist="reference-gistnet"`, as far as trained."""
+    for kind in _trained():
+        yield GistEncoderSpec(
+            f"reference-{kind}",
+            f"megacontext_gistnet.encoder:open_{kind}",
+            _SUMMARIES[kind],
+            requires="megacontext-gistnet",
+            options={"package": _PACKAGE, "name": f"reference-{kind}"},
+        )
+
+
+def _trained() -> list[str]:
+    """Return the kinds whose weights and code are both here, the better one first."""
+    if find_spec("megacontext_gistnet") is None:
+        return []
+    return [kind for kind in _SUMMARIES if (_GISTS / f"{kind}.safetensors").is_file()]
