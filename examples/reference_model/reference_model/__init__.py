@@ -1,0 +1,1 @@
+"""How the reference language model is made: tokenizer, data, model, training, figures, files."""
