@@ -35,6 +35,7 @@ from megacontext_sdk.builtin.heuristic import HeuristicFocus
 from megacontext_sdk.builtin.mean_gist import MeanGistEncoder
 from megacontext_sdk.builtin.recency import RecencyFocus
 from megacontext_sdk.contracts.focus import Budget, FocusQuery
+from megacontext_sdk.contracts.gist import Blocks
 from megacontext_sdk.focus.refocus import Refocuser
 from megacontext_sdk.focus.view import ViewBuilder
 from megacontext_sdk.focus.working_context import WorkingContext
@@ -218,7 +219,7 @@ class History:
 
     def _gists_of(self, ids: np.ndarray) -> dict[int, np.ndarray]:
         full = ids[: len(ids) // BLOCK_SIZE * BLOCK_SIZE].reshape(-1, BLOCK_SIZE)
-        gists = self._encoder.encode_blocks(full, self._base)
+        gists = self._encoder.encode_blocks(Blocks(full, 0, _NO_IDS), self._base)
         levels = {1: gists.rows}
         while len(gists.rows) >= BLOCK_SIZE:
             keep = len(gists.rows) // BLOCK_SIZE * BLOCK_SIZE
@@ -243,6 +244,11 @@ class History:
     def precision(self, blocks: np.ndarray) -> np.ndarray:
         """Return float32[n]."""
         return self._precision.count(self.token_ids_of_blocks(blocks))
+
+    def serving(self, lods: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return version 0 for every node: nothing stands in."""
+        del lods
+        return np.zeros(len(indices), np.int16), np.zeros(len(indices), np.bool_)
 
     def tail_gists(self) -> np.ndarray:
         """Return nothing known: the policies compared here do not use them."""

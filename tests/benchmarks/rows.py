@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from megacontext_sdk.builtin.mean_gist import MeanGistEncoder
+from megacontext_sdk.contracts.gist import Blocks
 from megacontext_sdk.memory.gist_rows import RowCodec
 from tests.benchmarks.evidence import DATA
 from tests.benchmarks.figures import measured
@@ -94,7 +95,8 @@ class _Reader:
     def compare(self, ids: np.ndarray) -> tuple[float, float, float]:
         """Return the shift in nats per token, the KL, and the share of equal likeliest tokens."""
         cut = 32 * _BLOCKS
-        gists = self._encoder.encode_blocks(ids[:cut].reshape(-1, 32), self)
+        blocks = Blocks(ids[:cut].reshape(-1, 32), 0, ids[:0])
+        gists = self._encoder.encode_blocks(blocks, self)
         end = torch.from_numpy(ids[cut + 1 :].astype(np.int64))
         f2, i1 = (
             self._predict(codec.decode(codec.encode(gists)).rows[:, 0], ids[cut:])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from tests.benchmarks import decoding, evidence, recall, rows, stores, storing, swaps
+from tests.benchmarks import decoding, evidence, gists, recall, rows, stores, storing, swaps
 from tests.benchmarks.figures import UNITS, Figure, measured
 
 if TYPE_CHECKING:
@@ -99,6 +99,13 @@ SUITE = (
         _sized("refocus_overhead", (512, 2048, "512_uncached", "2048_uncached")),
         decoding.refocus_overhead,
     ),
+    Benchmark(
+        _each("append_tokens_per_s", gists.ENCODERS), gists.append_learned, gists.no_encoders
+    ),
+    Benchmark(
+        _each("encode_vs_prefill", gists.ENCODERS), gists.encode_vs_prefill, gists.no_encoders
+    ),
+    Benchmark(_each("gist_overhead", gists.ENCODERS), gists.overhead, gists.no_encoders),
 )
 """All benchmarks, in the order they run."""
 
