@@ -31,6 +31,10 @@ Whole = Annotated[
     list[Path] | None,
     typer.Option("--held-out-folder", help="Text of which everything is held out."),
 ]
+Apart = Annotated[
+    list[Path] | None,
+    typer.Option("--apart-from", help="Training text; what stands there too is left out."),
+]
 Gist = Annotated[
     list[str] | None,
     typer.Option(help="Encoder by name, or a weight file. May be repeated; mean always runs."),
@@ -54,6 +58,7 @@ def eval_gists(
     model: Model = "reference",
     data: Data = None,
     whole: Whole = None,
+    apart_from: Apart = None,
     gist: Gist = None,
     windows: Windows = 32,
     slots: Slots = "1,2,4",
@@ -91,6 +96,7 @@ def eval_gists(
         gists=gist or (),
         data=data or (),
         whole=whole or (),
+        apart_from=apart_from or (),
         sink=sink,
         settings=settings,
         command=shlex.join(["megacontext", *sys.argv[1:]]),

@@ -5,6 +5,7 @@ Held-out and training documents never share a pack, nor do two domains.
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import attrs
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     AnySource: TypeAlias = Source | FactSource | Path | str
 
-__all__ = ["WINDOW_TOKENS", "Document", "drafts_of", "read_documents"]
+__all__ = ["WINDOW_TOKENS", "Document", "drafts_of", "read_documents", "text_digest"]
 
 WINDOW_TOKENS = 1024
 """Length up to which short texts are packed into one document."""
@@ -58,6 +59,7 @@ def read_documents(
     split: Split = "all",
     limit_tokens: int | None = None,
     min_tokens: int = WINDOW_TOKENS,
+    without: frozenset[bytes] = frozenset(),
 ) -> Iterator[Document]:
     """Yield the documents of a source, tokenised, in a fixed order.
 
@@ -69,6 +71,7 @@ def read_documents(
         limit_tokens: stop behind the document that reaches as many tokens.
         min_tokens: texts shorter than this are packed together until they reach it; what is left
             over at the end of a file joins its last pack. 0 packs nothing.
+        without: digests of texts to leave out; see `text_digest`.
 
     Raises:
         ConfigError: there is no data, or a row is not what it should be.
@@ -77,13 +80,21 @@ def read_documents(
     chosen = (
         draft
         for draft in drafts_of(source)
-        if split == "all" or draft.is_held_out == (split == "held-out")
+        if (split == "all" or draft.is_held_out == (split == "held-out"))
+        and (not without or text_digest(draft) not in without)
     )
     for document in _packed(chosen, renderer.render, min_tokens):
         yield document
         n_tokens += len(document.token_ids)
         if limit_tokens is not None and n_tokens >= limit_tokens:
             return
+
+
+def text_digest(draft: Draft) -> bytes:
+    """Return 16 bytes that two texts share only if they are the same, word for word."""
+    content = draft.content
+    parts = [content] if isinstance(content, str) else [f"{t.role}\0{t.text}" for t in content]
+    return blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def drafts_of(source: AnySource) -> Iterator[Draft]:

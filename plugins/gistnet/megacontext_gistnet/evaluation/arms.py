@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import attrs
 
+from megacontext_gistnet.evaluation.floors import floors
 from megacontext_gistnet.evaluation.lab import BASELINE, Arm
 from megacontext_gistnet.nets.model import KINDS, read_header
 from megacontext_gistnet.weights import Weights
@@ -63,7 +64,7 @@ def asked(names: Sequence[str]) -> tuple[Asked, ...]:
 def open_arms(
     plugins: Plugins, encoders: Sequence[Asked], slots: Sequence[int], info: ModelInfo
 ) -> tuple[Arm, ...]:
-    """Make every encoder at every number of slots.
+    """Make every encoder at every number of slots, and the floors right behind `mean`.
 
     Args:
         plugins: who offers them.
@@ -86,6 +87,10 @@ def open_arms(
             encoder = cast("GistEncoder", make(s))
             encoder.fingerprint(info)
             arms.append(Arm(one.name, s, encoder))
+        if one.gist == BASELINE:
+            by_slots = [floors(s) for s in sorted(set(slots))]
+            kinds = zip(*by_slots, strict=True)
+            arms += [Arm(floor.name, floor.gist_slots, floor) for kind in kinds for floor in kind]
     return tuple(arms)
 
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
+from megacontext_gistnet.evaluation.floors import FLOORS, LAST_TOKEN
 from megacontext_gistnet.evaluation.lab import BASELINE
 from megacontext_gistnet.evaluation.substitution import MEAN_OF_GISTS
-from megacontext_gistnet.evaluation.tables import ALL
+from megacontext_gistnet.evaluation.tables import ALL, difference_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ _DIVERSITY = 0.5
 _EDGE_RATIO = 2.0
 _MEASURABLE_NATS = 0.02  # per token, lost by dropping; below it R is a ratio of two noises
 _NORMS = (0.5, 2.0)
+_PLAIN = (BASELINE, *FLOORS)
 
 Tables: TypeAlias = "Mapping[str, Section]"
 
@@ -67,7 +69,7 @@ class Gate:
 def gates(
     sections: Sequence[Section], shapes: Sequence[GistShape], edges: Sequence[Boundary]
 ) -> tuple[Gate, ...]:
-    """Return every gate of every encoder but `mean`, whose floor it is."""
+    """Return every gate of every encoder but `mean` and the other floors."""
     tables = {one.key: one for one in sections}
     found: list[Gate] = []
     for name, slots in _encoders(tables):
@@ -82,7 +84,7 @@ def _encoders(tables: Tables) -> list[tuple[str, int]]:
     if "lod1" not in tables:
         return []
     seen = [one.condition for one in tables["lod1"].lines if one.domain == ALL]
-    plain = {"full", "drop", "zero row", BASELINE}
+    plain = {"full", "drop", "zero row", *_PLAIN}
     return [(one.name, one.slots) for one in seen if one.name not in plain]
 
 
@@ -110,6 +112,7 @@ def _recovered(tables: Tables, name: str, slots: int, label: str) -> Iterator[Ga
         yield _least(label, "R over recall tokens above mean", gap, _ABOVE_MEAN)
         is_apart = mine.all.is_above(mean.all) and mine.recall.is_above(mean.recall)
         yield Gate(label, "above mean, intervals apart", gap, "apart, all and recall", is_apart)
+    yield from _above_last_token(main, name, slots, label)
     if zero is not None:
         best = max(0.0, zero.recall.high)
         yield Gate(
@@ -121,6 +124,15 @@ def _recovered(tables: Tables, name: str, slots: int, label: str) -> Iterator[Ga
         )
     yield from _second_level(tables, name, slots, label)
     yield from _targets(tables, name, slots, label)
+
+
+def _above_last_token(main: Section, name: str, slots: int, label: str) -> Iterator[Gate]:
+    """Yield whether gists say more than the one token a base can read anyway."""
+    for apart in main.differences:
+        if apart.what == difference_name(name, LAST_TOKEN, slots):
+            low = min(apart.all.low, apart.recall.low)
+            what = "above the last token, all and recall"
+            yield Gate(label, what, low, "low ends > 0", low > 0)
 
 
 def _targets(tables: Tables, name: str, slots: int, label: str) -> Iterator[Gate]:
@@ -146,7 +158,7 @@ def _second_level(tables: Tables, name: str, slots: int, label: str) -> Iterator
 
 def _looks(shapes: Sequence[GistShape], edges: Sequence[Boundary]) -> Iterator[Gate]:
     for one in shapes:
-        if one.encoder == BASELINE:
+        if one.encoder in _PLAIN:
             continue
         label = f"{one.encoder} S={one.slots}"
         yield _least(label, "diversity of neighbours", one.diversity, _DIVERSITY)
@@ -155,7 +167,7 @@ def _looks(shapes: Sequence[GistShape], edges: Sequence[Boundary]) -> Iterator[G
         yield Gate(label, "norm ratio", one.norm_ratio, f"{low:g} to {high:g}", is_sized)
         yield _least(label, "near-duplicates with gists of their own", one.distinct, 1.0)
     for edge in edges:
-        if edge.encoder != BASELINE:
+        if edge.encoder not in _PLAIN:
             value = edge.ratio.value
             label = f"{edge.encoder} S={edge.slots}"
             yield Gate(label, "ΔNLL at edges / inside", value, "≤ 2", value <= _EDGE_RATIO)

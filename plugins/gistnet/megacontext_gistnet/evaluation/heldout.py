@@ -13,7 +13,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megacontext_gistnet.corpus.documents import read_documents
+from megacontext_gistnet.corpus.documents import drafts_of, read_documents, text_digest
 from megacontext_gistnet.corpus.facts import FactSource
 from megacontext_gistnet.corpus.source import Source
 from megacontext_sdk.errors import ConfigError
@@ -32,6 +32,7 @@ __all__ = [
     "packaged_sources",
     "read_held_out",
     "source_facts",
+    "texts_of",
     "trained_on",
 ]
 
@@ -109,15 +110,31 @@ def read_held_out(
     tokenizer: Tokenizer,
     info: ModelInfo,
     advance: Callable[[int], None] = lambda _: None,
+    without: frozenset[bytes] = frozenset(),
 ) -> Iterator[Document]:
     """Yield the held-out documents of sources, tokenised; of large sets of facts the first ones.
+
+    Texts whose digest is in `without` are left out.
 
     Otherwise one templated set of questions and answers would be all of that kind of text.
     """
     for source in sources:
         limit = None if isinstance(source, FactSource) or not _is_facts(source) else _FACT_TOKENS
-        yield from read_documents(source, tokenizer, info, split="held-out", limit_tokens=limit)
+        yield from read_documents(
+            source, tokenizer, info, split="held-out", limit_tokens=limit, without=without
+        )
         advance(1)
+
+
+def texts_of(
+    sources: Iterable[AnySource], advance: Callable[[int], None] = lambda _: None
+) -> frozenset[bytes]:
+    """Return the digests of all texts of sources that training may read."""
+    found: set[bytes] = set()
+    for source in sources:
+        found.update(text_digest(draft) for draft in drafts_of(source) if not draft.is_held_out)
+        advance(1)
+    return frozenset(found)
 
 
 def check_not_trained_on(name: str, facts: Mapping[str, str], sources: Iterable[AnySource]) -> None:

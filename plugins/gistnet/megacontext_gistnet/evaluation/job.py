@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from megacontext_gistnet.corpus.source import Source
 from megacontext_gistnet.evaluation.arms import asked, facts_of, open_arms
 from megacontext_gistnet.evaluation.heldout import (
     check_not_trained_on,
@@ -18,6 +19,7 @@ from megacontext_gistnet.evaluation.heldout import (
     packaged_sources,
     read_held_out,
     source_facts,
+    texts_of,
 )
 from megacontext_gistnet.evaluation.lab import Lab, Silent
 from megacontext_gistnet.evaluation.reader import Reader, frozen_base
@@ -60,6 +62,8 @@ class Job:
         gists: encoders by name, or weight files; `mean` is measured in any case.
         data: folders and files, the held-out side of which is read.
         whole: folders and files of which everything is held out.
+        apart_from: folders and files of training; texts that stand there word for word, too, are
+            not measured on.
         sink: "none", or "bos" for a BOS row in front of every layout.
         settings: how much is measured.
         command: what was typed, for the record.
@@ -69,6 +73,7 @@ class Job:
     gists: tuple[str, ...] = attrs.field(default=(), converter=_texts)
     data: tuple[Path, ...] = attrs.field(default=(), converter=_paths)
     whole: tuple[Path, ...] = attrs.field(default=(), converter=_paths)
+    apart_from: tuple[Path, ...] = attrs.field(default=(), converter=_paths)
     sink: str = "none"
     settings: Settings = attrs.field(factory=Settings)
     command: str = ""
@@ -106,7 +111,8 @@ def work(
         facts = {arm.name: facts_of(arm.encoder) for arm in lab.smallest()}
         for name, told in facts.items():
             check_not_trained_on(name, told, read)
-        documents = _documents(read, lease.adapter, teller)
+        seen = _seen(job.apart_from, teller)
+        documents = _documents(read, lease.adapter, teller, seen)
         report = Report(
             command=job.command,
             info=lease.adapter.info,
@@ -139,10 +145,17 @@ def _lab(
 
 
 def _documents(
-    sources: Sequence[AnySource], adapter: ModelAdapter, progress: Progress
+    sources: Sequence[AnySource], adapter: ModelAdapter, progress: Progress, seen: frozenset[bytes]
 ) -> list[Document]:
     with progress.stage("read and tokenise held-out texts", len(sources)) as advance:
-        return list(read_held_out(sources, adapter.tokenizer, adapter.info, advance))
+        return list(read_held_out(sources, adapter.tokenizer, adapter.info, advance, without=seen))
+
+
+def _seen(paths: Sequence[Path], progress: Progress) -> frozenset[bytes]:
+    if not paths:
+        return frozenset()
+    with progress.stage("read texts of training", len(paths)) as advance:
+        return texts_of([Source(path) for path in paths], advance)
 
 
 def _sink(sink: str, info: ModelInfo) -> int | None:

@@ -13,6 +13,7 @@ import attrs
 import numpy as np
 
 from megacontext_gistnet.evaluation.deployed import STORED, encode_windows
+from megacontext_gistnet.evaluation.floors import FLOORS, LAST_TOKEN
 from megacontext_gistnet.evaluation.recovery import Study
 from megacontext_gistnet.evaluation.rows import tokens_only
 from megacontext_gistnet.evaluation.tables import against
@@ -80,7 +81,7 @@ class Lab:
     Attributes:
         adapter: the model as a session has it; encoders are served by it.
         reader: the same model, reading rows in float32.
-        arms: encoders, `mean` first; S rising within an encoder.
+        arms: encoders, `mean` and the floors first; S rising within an encoder.
         progress: who is told.
         dtype: how gist rows are stored before they are read.
     """
@@ -98,10 +99,18 @@ class Lab:
             found.setdefault(arm.name, arm)
         return tuple(found.values())
 
+    def served(self) -> tuple[Arm, ...]:
+        """Return what a session can be given: all but the floors beside `mean`."""
+        return tuple(arm for arm in self.arms if arm.name not in FLOORS)
+
+    def smallest_served(self) -> tuple[Arm, ...]:
+        """Return `smallest` without the floors beside `mean`."""
+        return tuple(arm for arm in self.smallest() if arm.name not in FLOORS)
+
     def differences(
         self, study: Study, losses: Mapping[Condition, Nats], suffix: str = ""
     ) -> tuple[Difference, ...]:
-        """Return every encoder against `mean`, and `mean` against rows of zeros.
+        """Return every encoder against `mean` and the last token, `mean` against rows of zeros.
 
         Args:
             study: the windows.
@@ -113,6 +122,7 @@ class Lab:
         return (
             *against(study, losses, names, floor),
             *against(study, losses, [floor], "zero row" + suffix),
+            *against(study, losses, set(names) - {floor}, LAST_TOKEN + suffix),
         )
 
 

@@ -55,7 +55,7 @@ def system(lab: Lab, found: Sequence[History], n_tokens: int, w_max: int) -> Sec
     if is_whole:
         rows = min(w_max, n_tokens)
         losses[Condition("recency", 0, rows)] = _raw(lab, found, n_tokens, rows, widest, "recency")
-    for arm in lab.arms:
+    for arm in lab.served():
         nll, n_rows = _served(lab, arm, found, n_tokens, w_max, widest)
         losses[Condition(arm.name, arm.slots, n_rows)] = nll
     names = [one.domain for one in found]

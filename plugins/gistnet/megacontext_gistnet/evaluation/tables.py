@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from megacontext_gistnet.evaluation.recovery import Recovery, Study
     from megacontext_gistnet.evaluation.statistics import Estimate, Nats
 
-__all__ = ["ALL", "Condition", "Difference", "Line", "Section", "against", "tabulate"]
+__all__ = [
+    "ALL",
+    "Condition",
+    "Difference",
+    "Line",
+    "Section",
+    "against",
+    "difference_name",
+    "tabulate",
+]
 
 ALL = "all"
 """Where all domains are taken together."""
@@ -117,6 +126,11 @@ def tabulate(
     return tuple(lines)
 
 
+def difference_name(name: str, other: str, slots: int) -> str:
+    """Return what the difference of two conditions is called."""
+    return f"{name} - {other}, S={slots}"
+
+
 def against(
     study: Study, losses: Mapping[Condition, Nats], names: Iterable[str], other: str
 ) -> tuple[Difference, ...]:
@@ -135,6 +149,6 @@ def against(
         if condition.name not in wanted or condition.slots not in others:
             continue
         apart = study.difference(nll, losses[others[condition.slots]])
-        what = f"{condition.name} - {other}, S={condition.slots}"
+        what = difference_name(condition.name, other, condition.slots)
         found.append(Difference(what, apart["all"], apart["recall"]))
     return tuple(found)

@@ -62,7 +62,7 @@ def whole_books(lab: Lab, found: Sequence[History], n_cuts: int, w_max: int) -> 
         rows = [len(one.layouts[name]) for one in places]
         condition = Condition(f"recency{name}", shelf.slots, _spent(rows))
         losses[condition] = shelf.newest("recency", places, rows)
-    for arm in (None, *lab.smallest()):
+    for arm in (None, *lab.smallest_served()):
         for name, nll in shelf.in_gists(places, arm).items():
             rows = [len(one.layouts[name]) for one in places]
             label = "zero row" if arm is None else arm.name
@@ -106,7 +106,7 @@ def in_session(lab: Lab, book: History, cuts: Sequence[int], w_max: int) -> list
         cuts: rising lengths, multiples of 32.
         w_max: rows of the working context.
     """
-    arm = lab.smallest()[0]
+    arm = lab.smallest_served()[0]
     ids = book.token_ids.astype(np.int32)
     found, start = [], 0
     with MemorySession.open(
@@ -140,7 +140,7 @@ class _Shelf:
     @property
     def slots(self) -> int:
         """S, the fewest there are."""
-        return self.lab.smallest()[0].slots
+        return self.lab.smallest_served()[0].slots
 
     @property
     def names(self) -> tuple[str, str]:
@@ -213,7 +213,7 @@ def _differences(
     """Return every encoder against `mean` and against recency, in each layout."""
     found: list[Difference] = []
     for name in names:
-        encoders = [one.name + name for one in lab.smallest()]
+        encoders = [one.name + name for one in lab.smallest_served()]
         found += lab.differences(study, losses, name)
         found += against(study, losses, encoders, f"recency{name}")
     return tuple(found)

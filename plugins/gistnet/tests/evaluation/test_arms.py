@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megacontext_gistnet.evaluation.arms import Asked, asked, facts_of, open_arms
+from megacontext_gistnet.evaluation.floors import FLOORS
 from megacontext_gistnet.nets.model import new_model, save_weights
 from megacontext_sdk.errors import (
     ConfigError,
@@ -57,7 +58,8 @@ def test_two_files_of_one_name_stay_apart(weights):
 
 def test_every_encoder_is_made_with_every_number_of_slots(plugins, weights, tiny):
     arms = open_arms(plugins, asked([str(weights("run"))]), (4, 1), tiny.info)
-    assert [("mean", 1), ("mean", 4), ("gistnet (run)", 1), ("gistnet (run)", 4)] == [
+    names = ("mean", *FLOORS, "gistnet (run)")
+    assert [(name, slots) for name in names for slots in (1, 4)] == [
         (one.name, one.encoder.gist_slots) for one in arms
     ]
     assert ["mean S=1", "mean S=4"] == [one.label for one in arms[:2]]
@@ -65,7 +67,7 @@ def test_every_encoder_is_made_with_every_number_of_slots(plugins, weights, tiny
 
 def test_a_weight_file_tells_where_it_is_from(plugins, weights, tiny):
     arms = open_arms(plugins, asked([str(weights("run", minutes="7"))]), (1,), tiny.info)
-    facts = facts_of(arms[1].encoder)
+    facts = facts_of(arms[-1].encoder)
     assert ("7", "gistnet") == (facts["minutes"], facts["kind"])
     assert len(facts["weights_sha256"]) == 64
     assert facts_of(arms[0].encoder) == {}

@@ -73,7 +73,7 @@ def test_every_table_from_the_command_line(invoke, weights):
     assert ["lod1", "adjacent", "near", "far", "lod2", "books"] == keys[:6]
     assert keys[6].startswith("system-")
     assert keys[-1] == "ceiling"
-    assert len(record["shapes"]) == len(record["boundaries"]) == 2
+    assert len(record["shapes"]) == len(record["boundaries"]) == 4
     assert plot.read_bytes().startswith(b"\x89PNG")
     for part in ("Gates", "Whole books", "A session of 384 rows", "gistnet (untrained)"):
         assert part in done.output

@@ -15,6 +15,7 @@ from megacontext_gistnet.evaluation.heldout import (
     packaged_sources,
     read_held_out,
     source_facts,
+    texts_of,
     trained_on,
 )
 from megacontext_sdk.errors import ConfigError
@@ -116,6 +117,23 @@ def test_the_record_names_every_file(folder):
     (entry,) = source_facts([place])
     assert entry["name"] == "stories/books.jsonl"
     assert len(entry["digest"]) == 64
+
+
+def test_texts_that_training_may_read_are_left_out_word_for_word(folder, tiny):
+    """A file of its own, whose texts stand in the training data under other names, too."""
+    mine = folder("eval-mine", n=6)
+    row = json.loads((mine / "books.jsonl").read_text(encoding="utf-8").splitlines()[2])
+    other = folder("train", n=60)
+    with (other / "books.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines("\n" + json.dumps(row | {"id": f"copy-{number}"}) for number in range(60))
+    seen = texts_of([Source(other)])
+    for without, is_there in ((frozenset(), True), (seen, False)):
+        read = read_held_out(
+            held_out_sources([mine], []), tiny.tokenizer, tiny.info, without=without
+        )
+        text = " ".join(tiny.tokenizer.decode(one.token_ids) for one in read)
+        assert is_there == ("Story 2 of" in text)
+        assert "Story 3 of" in text
 
 
 def test_packaged_texts_are_books_and_facts(tiny):
