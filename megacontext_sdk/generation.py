@@ -61,6 +61,12 @@ class Generation:
         self, report_focus: Callable[[], FocusReport]
     ) -> Iterator[TextDelta | FocusChanged | Completed]:
         """Append the prompt, refocus, decode, and complete."""
+        with self._parts.tree.holding():
+            yield from self._items(report_focus)
+
+    def _items(
+        self, report_focus: Callable[[], FocusReport]
+    ) -> Iterator[TextDelta | FocusChanged | Completed]:
         header, n_prompt = self._take_prompt()
         n_reply = 0 if self.request.remember else self.request.max_new_tokens
         self._parts.loop.make_room(len(header) + n_reply)

@@ -87,6 +87,7 @@ class _Nodes:
     lod: Indices
     index: Indices
     is_raw: NDArray[np.bool_]
+    is_movable: NDArray[np.bool_]
 
     @property
     def end(self) -> Indices:
@@ -203,12 +204,16 @@ class HeuristicFocus(FocusPolicy):
         return total
 
     def _cosine(self, view: FocusView, nodes: _Nodes) -> NDArray[np.float64]:
-        """Return clip(z / 3, 0, 1), z the z-score of cos(query, gist) among the nodes."""
+        """Return clip(z / 3, 0, 1), z the z-score of cos(query, gist) among what may be moved.
+
+        Nobody asks for the gists of protected entries: the newest blocks among them, whose gists
+        can then be made together when the first of them may be moved.
+        """
         if self._query is None or not np.array_equal(self._query, view.query_vector):
             self._cosines.clear()
             self._query = view.query_vector.copy()
         cosine = np.zeros(len(nodes.lod))
-        has_gist = nodes.end <= view.n_tokens
+        has_gist = nodes.is_movable & (nodes.end <= view.n_tokens)
         if not has_gist.any() or not view.query_vector.any():
             return cosine
         for lod in np.unique(nodes.lod[has_gist]).tolist():
@@ -236,6 +241,7 @@ def _nodes(entries: EntryArrays, blocks: Indices) -> _Nodes:
         lod=np.concatenate([np.maximum(entries.lod, 1), np.ones(len(blocks))]).astype(np.int64),
         index=np.concatenate([entries.index, blocks]),
         is_raw=np.concatenate([entries.lod == 0, np.zeros(len(blocks), np.bool_)]),
+        is_movable=np.concatenate([~entries.protected, np.ones(len(blocks), np.bool_)]),
     )
 
 

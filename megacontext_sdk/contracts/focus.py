@@ -154,6 +154,9 @@ class GistReader(Protocol):
     def token_ids_of_blocks(self, blocks: Indices) -> Ids:
         """Token ids of full blocks, int32[n, 32]."""
 
+    def tail_gists(self) -> Floats:
+        """Newest five LOD1 gists and newest LOD2 one, float32[6, d]; missing ones NaN, in front."""
+
     def precision(self, blocks: Indices) -> Floats:
         """Count of numbers, dates, ids, code identifiers, URLs, negations per block, float32[n]."""
 
@@ -170,7 +173,6 @@ class FocusView:
         iteration: number of the iteration within this refocus.
         query: pending turn and last generated tokens.
         query_vector: float32[d], mean embedding of the turn (or of the recent tokens).
-        tail_gists: float32[6, d], newest five LOD1 and newest LOD2 gist; missing ones NaN.
         hits: lexical hits over the whole history.
         gist_versions: int16[E], number of the encoder that made each entry's gist (of a LOD0 block:
             its LOD1 gist); -1 where it is stored nowhere.
@@ -186,11 +188,19 @@ class FocusView:
     iteration: int
     query: FocusQuery
     query_vector: Floats
-    tail_gists: Floats
     hits: LexicalHits
     gist_versions: NDArray[np.int16]
     provisional: Bools
     tree: GistReader
+
+    @property
+    def tail_gists(self) -> Floats:
+        """Newest five LOD1 gists and newest LOD2 gist, float32[6, d]; missing ones NaN, in front.
+
+        Read when asked for: while a reply is decoded, the newest gists are made for those only who
+        look at them.
+        """
+        return self.tree.tail_gists()
 
 
 @attrs.frozen(order=True)

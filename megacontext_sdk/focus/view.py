@@ -68,9 +68,6 @@ class TreeSource(Protocol):
     def n_blocks(self) -> int:
         """Full blocks."""
 
-    def tail_gists(self) -> Floats:
-        """Newest five LOD1 gists and the newest LOD2 gist, float32[6, d]."""
-
     def serving(self, lods: Lods, indices: Indices) -> tuple[NDArray[np.int16], Bools]:
         """Version that serves each gist node, int16[n], and whether it stands in, bool[n]."""
 
@@ -81,7 +78,6 @@ class QueryScope:
 
     query: FocusQuery
     query_vector: Floats
-    tail_gists: Floats
     hits: LexicalHits
 
 
@@ -111,7 +107,7 @@ class ViewBuilder:
         self._zero = np.zeros(hidden_size, dtype=np.float32)
 
     def scope(self, query: FocusQuery) -> QueryScope:
-        """Look up what one refocus needs once: lexical hits, query vector, tail gists."""
+        """Look up what one refocus needs once: lexical hits and query vector."""
         ids = query.turn_ids if len(query.turn_ids) else query.recent_ids
         vector = self._mean(ids) if len(ids) else self._zero
         hits = _NO_HITS
@@ -124,7 +120,7 @@ class ViewBuilder:
                 limit,
                 before=query.turn_start,
             )
-        return QueryScope(query, vector, self._tree.tail_gists(), hits)
+        return QueryScope(query, vector, hits)
 
     def _mean(self, ids: Ids) -> Floats:
         """Return the mean embedding, page by page: a turn may be megabytes of pasted text."""
@@ -149,7 +145,6 @@ class ViewBuilder:
             iteration=iteration,
             query=scope.query,
             query_vector=scope.query_vector,
-            tail_gists=scope.tail_gists,
             hits=scope.hits,
             gist_versions=versions,
             provisional=provisional,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["GistBuilder", "Made"]
 
 _CHUNK_BLOCKS = 128  # 4,096 tokens: enough for a matrix product, soon done, aligned with any parent
+_FEW_BLOCKS = 16
 _QUEUED = 2  # batches of gists on their way to the disk; more would only wait there
 _ROOM_SECONDS = 0.01  # between two looks at whether they have left
 _LEAVE_SECONDS = 5.0
@@ -261,12 +262,21 @@ class GistBuilder:
     def _serve(self, request: _Request) -> None:
         """Make what somebody waits for, and wake them whatever comes of it."""
         try:
+            self._make_few()
             for lod, nodes in request.wanted:
                 request.made.append((lod, nodes, self._levels.load(lod, nodes).gists.rows))
         finally:
             with self._changed:
                 request.is_done = True
                 self._changed.notify_all()
+
+    def _make_few(self) -> None:
+        """Make all that is missing if it is little: who needs one block soon needs the next."""
+        if not self._stores or self._journal.n_queued_gists >= _QUEUED:
+            return
+        chunk = self._levels.next_chunk(_CHUNK_BLOCKS)
+        if chunk is not None and len(chunk.trust) <= _FEW_BLOCKS:
+            self._levels.put(chunk, self._levels.encode(chunk))
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

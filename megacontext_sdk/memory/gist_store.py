@@ -9,12 +9,17 @@ encoder's own: it is not stored, and whoever holds it can ask whether the real o
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from megacontext_sdk.errors import ConfigError, ModelError, ModelMismatchError
+from megacontext_sdk.errors import (
+    ConfigError,
+    ModelError,
+    ModelMismatchError,
+    SessionClosedError,
+)
 from megacontext_sdk.memory.block_runs import BlockRuns
 from megacontext_sdk.memory.encoder_table import EncoderTable
 from megacontext_sdk.memory.gist_builder import GistBuilder
@@ -26,7 +31,7 @@ from megacontext_sdk.memory.older_gists import NO_VERSION, OlderGists
 from megacontext_sdk.memory.urgent import affordable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
@@ -47,6 +52,8 @@ _KEPT = 64  # rows of a small append are kept decoded, for they are read next
 _PROVISIONAL_ROWS = 2048  # kept decoded while the encoder is behind: more than a window shows
 _AT_ONCE = 2**15
 """Missing blocks that a quick encoder makes when a memory is opened: 1 M tokens, under a second."""
+_HELD_BLOCKS = 16
+"""New blocks that wait together while a reply is decoded: one call of the encoder, 512 tokens."""
 _URGENT_SECONDS = 5.0
 """How long the window waits for gists it needs: a chunk and a request of a sane encoder."""
 
@@ -108,6 +115,7 @@ class GistStore:
         )
         self._ahead = GistCache(_PROVISIONAL_ROWS, codec.slots, codec.width)  # made, not stored yet
         self._seen_rollbacks = journal.n_rollbacks
+        self._is_held = False
 
     @property
     def version(self) -> int | None:
@@ -191,6 +199,27 @@ class GistStore:
         self._notice_rollbacks()
         if self._read_only or self.version is None:
             return
+        if self._is_held and self._journal.n_blocks - self.count(1) < _HELD_BLOCKS:
+            return
+        self._make(blocks)
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Let the gists of a few new blocks wait inside: text in, then tokens out.
+
+        Encoding blocks together costs a fraction of one after the other, and not a token waits for
+        it. What is needed before is made at once, and the rest at the end.
+        """
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+            with suppress(SessionClosedError):  # a lost memory; whoever waits for its text says so
+                self.grow()
+
+    def _make(self, blocks: Ids | None = None) -> None:
+        """Build what is missing, or wake the background; see `grow`."""
         if self._builder is not None:
             n_fresh = 0 if blocks is None else len(blocks)
             if not self._has_caught_up(n_fresh):
@@ -260,8 +289,8 @@ class GistStore:
         rows, missing = self.cache.read(lod, nodes)
         if len(missing):
             wanted = np.unique(nodes[missing])
-            if wanted[-1] >= self.count(lod):
-                self.grow()
+            if wanted[-1] >= self.count(lod) and not self._read_only and self.version is not None:
+                self._make()
             found = self._load_or_stand_in(lod, wanted)
             self.cache.write(lod, wanted, found)
             rows[missing] = found[np.searchsorted(wanted, nodes[missing])]

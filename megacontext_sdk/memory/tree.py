@@ -161,6 +161,10 @@ class MegaContextTree:
         """Keep the background away from the journal, and with `idle` from the encoder."""
         return self._gists.paused(idle=idle)
 
+    def holding(self) -> AbstractContextManager[None]:
+        """Let the gists of a few new blocks wait until the end of this, unless they are needed."""
+        return self._gists.holding()
+
     def stop(self) -> None:
         """End the background; what it has not made stays missing. Idempotent."""
         self._gists.close()

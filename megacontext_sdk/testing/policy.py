@@ -64,6 +64,16 @@ class RandomTree:
         rows: Floats = mean[:, None].astype(np.float32)
         return rows
 
+    def tail_gists(self) -> Floats:
+        """Return the newest five of LOD1 and the newest of LOD2, float32[6, d]."""
+        rows = np.full((6, _WIDTH), np.nan, np.float32)
+        newest = np.arange(max(0, self.n_blocks - 5), self.n_blocks)
+        rows[5 - len(newest) : 5] = self.gists(1, newest)[:, 0]
+        n_above = self.n_tokens // width(2)
+        if n_above:
+            rows[5] = self.gists(2, np.array([n_above - 1]))[0, 0]
+        return rows
+
     def token_ids_of_blocks(self, blocks: Indices) -> Ids:
         """Return int32[n, 32]."""
         self._check(0, blocks)
@@ -121,7 +131,6 @@ def policy_view(
             recent_text="",
         ),
         query_vector=rng.normal(size=_WIDTH).astype(np.float32) * min(n_query, 1),
-        tail_gists=_tail_gists(tree),
         hits=_random_hits(rng, n_tokens, n_hits),
         gist_versions=np.zeros(len(wc.entries), np.int16),
         provisional=np.zeros(len(wc.entries), np.bool_),
@@ -136,16 +145,6 @@ def _random_hits(rng: np.random.Generator, n_tokens: int, n_hits: int | None) ->
     score = np.sort(rng.gamma(2.0, 3.0, n_hits))[::-1]
     order = rng.permutation(n_hits)
     return LexicalHits(start=start[order], end=end[order], score=score.astype(np.float32))
-
-
-def _tail_gists(tree: RandomTree) -> Floats:
-    rows = np.full((6, _WIDTH), np.nan, np.float32)
-    newest = np.arange(max(0, tree.n_blocks - 5), tree.n_blocks)
-    rows[: len(newest)] = tree.gists(1, newest)[:, 0]
-    n_above = tree.n_tokens // width(2)
-    if n_above:
-        rows[5] = tree.gists(2, np.array([n_above - 1]))[0, 0]
-    return rows
 
 
 class FocusPolicyConformance:

@@ -16,7 +16,7 @@ TEXT = "The tide is out, and the nets are dry on the quay. "
 @pytest.fixture
 def lagging(place):
     """A session with some hundred blocks pending, and its encoder, which is at work."""
-    encoder = TrailingMean(seconds=0.002)
+    encoder = TrailingMean(seconds=0.01)
     with place.open(encoder) as session:
         session.append(TEXT * 300)
         session.snapshot("early")

@@ -69,7 +69,7 @@ def test_a_pending_gist_is_provisional_and_never_passes_for_the_encoders_own(her
 
 
 def test_a_gist_the_model_is_about_to_be_fed_is_made_at_once(here, lag):
-    encoder = TrailingMean(seconds=0.002)
+    encoder = TrailingMean(seconds=0.01)
     with here.open(encoder) as session:
         lag.fill(session, 400)
         tree = session._parts.tree
