@@ -41,7 +41,6 @@ _SHARE = 0.95
 _DIVERSITY = 0.5
 _EDGE_RATIO = 2.0
 _MEASURABLE_NATS = 0.02  # per token, lost by dropping; below it R is a ratio of two noises
-_NORMS = (0.5, 2.0)
 _PLAIN = (BASELINE, *FLOORS)
 
 Tables: TypeAlias = "Mapping[str, Section]"
@@ -162,9 +161,7 @@ def _looks(shapes: Sequence[GistShape], edges: Sequence[Boundary]) -> Iterator[G
             continue
         label = f"{one.encoder} S={one.slots}"
         yield _least(label, "diversity of neighbours", one.diversity, _DIVERSITY)
-        low, high = _NORMS
-        is_sized = low <= one.norm_ratio <= high
-        yield Gate(label, "norm ratio", one.norm_ratio, f"{low:g} to {high:g}", is_sized)
+        yield _least(label, "norm ratio", one.norm_ratio, None)  # bounded before training only
         yield _least(label, "near-duplicates with gists of their own", one.distinct, 1.0)
     for edge in edges:
         if edge.encoder not in _PLAIN:
