@@ -183,20 +183,29 @@ def _domain(section: Section, line: Line, domain: str) -> Text:
 def _shapes(console: Console, shapes: Sequence[GistShape]) -> None:
     console.print("\nWhat the gists look like", style="bold")
     table = Table(
-        "encoder", "S", "diversity", "norm ratio (1 %, 99 %)", "twins apart", "distinct", box=None
+        "encoder",
+        "S",
+        "diversity",
+        "of their own",
+        "norm ratio (1 %, 99 %)",
+        "twins apart",
+        "distinct",
+        box=None,
     )
     for one in shapes:
         table.add_row(
             one.encoder,
             str(one.slots),
             _number(one.diversity),
+            _number(one.own_diversity),
             f"{one.norm_ratio:.2f} ({one.norm_low:.2f}, {one.norm_high:.2f})",
             _number(one.twin_distance),
             f"{100 * one.distinct:.0f} %",
         )
     console.print(table)
     console.print(
-        "diversity: 1 - mean cosine of neighbours; twins: blocks that differ in one token",
+        "diversity: 1 - mean cosine of neighbours, of their own: without the mean of all gists; "
+        "twins: blocks that differ in one token",
         style="dim",
         highlight=False,
     )

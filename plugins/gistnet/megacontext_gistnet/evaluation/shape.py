@@ -32,6 +32,8 @@ class GistShape:
     Attributes:
         encoder, slots: whose.
         diversity: 1 - mean cosine of neighbouring gists; above 0.5 is healthy, below 0.3 collapse.
+        own_diversity: the same of what is left of gists without their common mean: low diversity
+            beside high own diversity is a large shared vector, not gists that say the same.
         norm_ratio: mean RMS of a gist row over that of a token row, all slots.
         norm_low, norm_high: percentiles 1 and 99 of that ratio.
         twin_distance: median distance of the gists of two blocks that differ in one token, over
@@ -42,6 +44,7 @@ class GistShape:
     encoder: str
     slots: int
     diversity: float
+    own_diversity: float
     norm_ratio: float
     norm_low: float
     norm_high: float
@@ -76,6 +79,7 @@ def _shape(
         encoder=arm.name,
         slots=arm.slots,
         diversity=diversity(rows),
+        own_diversity=diversity(rows - rows.mean(axis=(0, 1), keepdims=True)),
         norm_ratio=float(ratios.mean()),
         norm_low=float(np.percentile(ratios, 1)),
         norm_high=float(np.percentile(ratios, 99)),

@@ -148,6 +148,23 @@ def test_neighbours_in_one_direction_have_no_diversity():
     assert diversity(np.repeat(rows[:, :1], 8, axis=1)) == pytest.approx(0, abs=1e-6)
 
 
+def test_a_vector_that_all_gists_share_hides_what_they_have_of_their_own(
+    make_bench, make_windows, union
+):
+    class Shifted(union):
+        def encode_blocks(self, blocks, services):
+            made = super().encode_blocks(blocks, services)
+            made.rows[:] += 1.0
+            return made
+
+    lifted = Shifted()
+    lifted.name = "lifted"
+    bench = make_bench(union(), lifted)
+    plain, shifted = gist_shapes(Readings(bench.lab, make_windows(4, 512)))
+    assert shifted.diversity < 0.1 < plain.diversity
+    assert shifted.own_diversity == pytest.approx(plain.own_diversity, abs=0.02)
+
+
 def test_shapes_tell_sizes_and_twins(make_bench, make_windows, union):
     class Constant(union):
         def encode_blocks(self, blocks, services):
