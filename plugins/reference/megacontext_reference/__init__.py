@@ -16,9 +16,11 @@ __all__ = ["megacontext_gist_encoders", "megacontext_model_adapters"]
 _PACKAGE = "megacontext_reference"
 _GISTS = Path(__file__).with_name("weights") / "gist"
 _SUMMARIES = {
-    "contextual": "Gists of the reference model: its lower layers read each block in context",
     "gistnet": "Gists of the reference model: a small network over each block alone",
+    "contextual": "Gists of the reference model: its lower layers read each block in context",
 }
+"""By kind. The first one that is here is what new memories take: `gistnet` keeps up with an append
+on a laptop, so no `mean` gist stands in meanwhile; `contextual` keeps more and costs a prefill."""
 
 
 @hookimpl
@@ -39,7 +41,7 @@ def megacontext_model_adapters() -> Iterator[ModelAdapterSpec]:
 
 @hookimpl
 def megacontext_gist_encoders() -> Iterator[GistEncoderSpec]:
-    """Offer `gist="reference-contextual"` and `gist="reference-gistnet"`, as far as trained."""
+    """Offer `gist="reference-gistnet"` and `gist="reference-contextual"`, as far as trained."""
     for kind in _trained():
         yield GistEncoderSpec(
             f"reference-{kind}",
@@ -51,7 +53,7 @@ def megacontext_gist_encoders() -> Iterator[GistEncoderSpec]:
 
 
 def _trained() -> list[str]:
-    """Return the kinds whose weights and code are both here, the better one first."""
+    """Return the kinds whose weights and code are both here, the default first."""
     if find_spec("megacontext_gistnet") is None:
         return []
     return [kind for kind in _SUMMARIES if (_GISTS / f"{kind}.safetensors").is_file()]
