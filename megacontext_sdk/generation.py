@@ -63,6 +63,7 @@ class Generation:
         """Append the prompt, refocus, decode, and complete."""
         with self._parts.tree.holding():
             yield from self._items(report_focus)
+        self._parts.state.report_gists()
 
     def _items(
         self, report_focus: Callable[[], FocusReport]

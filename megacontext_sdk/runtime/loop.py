@@ -50,7 +50,6 @@ class PlainLoop(RuntimeLoop):
         self._turn_text = ""
         self._turn_start: int | None = None
         self._n_messages = state.journal.n_messages
-        self._encoded = dict(state.tree.encode_calls)
 
     # -- ingest ---------------------------------------------------------------------------------
 
@@ -84,10 +83,9 @@ class PlainLoop(RuntimeLoop):
     def _report_ingest(self, source: str) -> None:
         """Report tokens and gists that are new since the working context last looked."""
         state = self._state
-        n_messages, encoded = state.journal.n_messages, dict(state.tree.encode_calls)
-        trace.ingest(state, n_messages - self._n_messages, source)
-        trace.gist(state, {lod: n - self._encoded.get(lod, 0) for lod, n in encoded.items()})
-        self._n_messages, self._encoded = n_messages, encoded
+        before, self._n_messages = self._n_messages, state.journal.n_messages
+        trace.ingest(state, self._n_messages - before, source)
+        state.report_gists()
 
     # -- refocus --------------------------------------------------------------------------------
 

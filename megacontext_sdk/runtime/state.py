@@ -80,6 +80,10 @@ class SessionState:
     last_audit_nats: float = 0.0
     n_provisional: int = 0
     _pager: Pager | None = None
+    _encoded: dict[int, int] = attrs.field(
+        init=False,
+        default=attrs.Factory(lambda self: dict(self.tree.encode_calls), takes_self=True),
+    )
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -121,6 +125,11 @@ class SessionState:
         trace.swap(self, report, perf_counter() - start)
         self._report_stand_ins()
         return output
+
+    def report_gists(self) -> None:
+        """Report the gists that were made since they were last reported."""
+        before, self._encoded = self._encoded, dict(self.tree.encode_calls)
+        trace.gist(self, {lod: n - before.get(lod, 0) for lod, n in self._encoded.items()})
 
     def _report_stand_ins(self) -> None:
         known, self.n_provisional = self.n_provisional, self.tree.n_provisional
