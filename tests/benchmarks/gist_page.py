@@ -1,6 +1,7 @@
-"""Puts the figures of a `megacontext eval gists` run into the documentation, as they were measured.
+"""Puts the figures of `megacontext eval gists` into the documentation, as they were measured.
 
-Run as `python -m tests.benchmarks.gist_page build/eval_gists.json`, with the picture beside it.
+Run as `python -m tests.benchmarks.gist_page build/eval_gists.json`, with the records of one or
+several runs; the picture is taken from beside the first.
 """
 
 from __future__ import annotations
@@ -177,11 +178,13 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f} %"
 
 
-def main(path: Path = _ROOT / "build" / "eval_gists.json") -> int:
+def main(*paths: Path) -> int:
     """Rewrite the page and its picture."""
-    block = figures_block(json.loads(path.read_text(encoding="utf-8")))
-    _PAGE.write_text(replaced(_PAGE.read_text(encoding="utf-8"), block), encoding="utf-8")
-    shutil.copyfile(path.with_suffix(".png"), _IMAGE)
+    first, *_ = chosen = paths or (_ROOT / "build" / "eval_gists.json",)
+    blocks = [figures_block(json.loads(path.read_text(encoding="utf-8"))) for path in chosen]
+    page = replaced(_PAGE.read_text(encoding="utf-8"), "\n\n".join(blocks))
+    _PAGE.write_text(page, encoding="utf-8")
+    shutil.copyfile(first.with_suffix(".png"), _IMAGE)
     return 0
 
 
